@@ -1,0 +1,66 @@
+# Each target installs what it lacks, quietly, and says what it installed. `make help` lists them.
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET)/release/forefront
+LOAD := python3 loadtest/run.py
+
+.PHONY: help run build test lint audit bench syscalls load load-steady drill stampede memory smoke \
+        setup setup-build setup-load setup-bench
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+run: build ## the whole system on loopback: two nodes, two legacy stand-ins; Ctrl-C stops it
+	@exec $(RELEASE) dev
+
+build: setup-build ## the release binary
+	@cargo build --release --locked
+
+test: setup-build ## all tests; needs only a Rust toolchain
+	cargo test --locked
+
+lint: setup-build ## formatting, clippy, licences and bans
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check licenses bans sources; \
+	else echo "cargo-deny is not here: licences, bans and sources not checked"; fi
+
+audit: ## known vulnerabilities in dependencies (needs cargo-deny and the advisory database's network)
+	cargo deny check advisories
+
+bench: build setup-bench ## CPU per request beside nginx and haproxy, system calls per request; 4 to 7 minutes
+	python3 benches/syscalls.py --binary $(RELEASE)
+	python3 benches/peers.py --binary $(RELEASE)
+
+load: build setup-load ## requirements R1, R3 to R8, R11: a table of bounds and figures; about 8 minutes
+	$(LOAD) load --binary $(RELEASE)
+
+load-steady: build setup-load ## 60 requests/s for 30 minutes
+	$(LOAD) steady --binary $(RELEASE)
+
+drill: build setup-load ## every fault at 120 requests/s: killed, hung, sick, slow to start, drained; about 7 minutes
+	$(LOAD) faults --binary $(RELEASE)
+
+stampede: build setup-load ## 200 clients on an emptied cache; nobody waits at expiry
+	$(LOAD) stampede --binary $(RELEASE)
+
+memory: build setup-load ## memory of the proxy while ten clients read long lists slowly
+	$(LOAD) memory --binary $(RELEASE)
+
+# Counts and no latencies, so the debug build will do, which `make test` has made already.
+smoke: setup-build setup-load ## a short run of the whole system that judges counts only
+	cargo build --locked
+	python3 -m unittest discover -s loadtest -q
+	$(LOAD) smoke --binary $(TARGET)/debug/forefront
+
+setup: setup-build setup-load setup-bench ## everything that any target installs
+
+setup-build:
+	@command -v cargo >/dev/null || { echo "a Rust toolchain is missing: https://rustup.rs" >&2; exit 1; }
+	@.ci/need cc:gcc c++:g++ cmake:cmake make:make pkg-config:pkg-config strace:strace
+
+setup-load:
+	@loadtest/setup.sh
+
+setup-bench:
+	@benches/setup.sh

@@ -1,0 +1,172 @@
+//! The addresses of `forefront dev`: the documented ones, all moved by an offset, or free ones.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::bail;
+use socket2::{Domain, Socket, Type};
+
+/// Most legacy stand-ins one `dev` starts: their documented ports are ten apart from their control ports.
+pub const LEGACY_MAX: u16 = 9;
+
+/// Where everything of one `dev` listens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ports {
+    pub nodes: [Node; 2],
+    pub legacy: Vec<Legacy>,
+    pub keeper: SocketAddr,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    pub name: &'static str,
+    pub http: SocketAddr,
+    pub health: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Legacy {
+    pub listen: SocketAddr,
+    pub control: SocketAddr,
+}
+
+impl Ports {
+    /// The ports of DESIGN's table, each plus `offset`. Error: one would be beyond 65535.
+    pub fn fixed(offset: u16, legacy: u16) -> anyhow::Result<Ports> {
+        Ports::with(legacy, |ip, port| match port.checked_add(offset) {
+            Some(port) => Ok(SocketAddr::new(ip, port)),
+            None => bail!("--ports {offset}: port {port} would be beyond 65535"),
+        })
+    }
+
+    /// Ports that are free now. They are all held until the last is found, so they differ; whoever takes one before its
+    /// owner does makes that one's start fail.
+    pub fn free(legacy: u16) -> anyhow::Result<Ports> {
+        let mut held = Vec::new();
+        Ports::with(legacy, |ip, _| {
+            let socket = bind(SocketAddr::new(ip, 0))?;
+            let address = socket.local_addr()?.as_socket().map_or(SocketAddr::new(ip, 0), |address| address);
+            held.push(socket);
+            Ok(address)
+        })
+    }
+
+    fn with(
+        legacy: u16,
+        mut address: impl FnMut(IpAddr, u16) -> anyhow::Result<SocketAddr>,
+    ) -> anyhow::Result<Ports> {
+        let all = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let mut node = |name, http, health, admin| -> anyhow::Result<Node> {
+            Ok(Node {
+                name,
+                http: address(all, http)?,
+                health: address(all, health)?,
+                admin: address(loopback, admin)?,
+            })
+        };
+        let nodes = [node("a", 8080, 8100, 9101)?, node("b", 8081, 8102, 9102)?];
+        let legacy = (0..legacy.min(LEGACY_MAX))
+            .map(|number| {
+                Ok(Legacy {
+                    listen: address(loopback, 27352 + number)?,
+                    control: address(loopback, 27362 + number)?,
+                })
+            })
+            .collect::<anyhow::Result<_>>()?;
+        Ok(Ports { nodes, legacy, keeper: address(loopback, 9103)? })
+    }
+
+    /// Every address, with what it is for.
+    pub fn all(&self) -> Vec<(String, SocketAddr)> {
+        let mut all = Vec::new();
+        for Node { name, http, health, admin } in &self.nodes {
+            all.push((format!("HTTP of node {name}"), *http));
+            all.push((format!("health of node {name}"), *health));
+            all.push((format!("admin of node {name}"), *admin));
+        }
+        for (Legacy { listen, control }, number) in self.legacy.iter().zip(1..) {
+            all.push((format!("legacy stand-in {number}"), *listen));
+            all.push((format!("control of legacy stand-in {number}"), *control));
+        }
+        all.push(("admin of the keeper".to_owned(), self.keeper));
+        all
+    }
+
+    /// Error: names every address that cannot be had, and why.
+    pub fn check_free(&self) -> anyhow::Result<()> {
+        let taken: Vec<String> = self
+            .all()
+            .into_iter()
+            .filter_map(|(what, address)| {
+                bind(address).err().map(|error| format!("  {address} ({what}): {error}"))
+            })
+            .collect();
+        if !taken.is_empty() {
+            bail!(
+                "these addresses cannot be had; stop what uses them, or move all by --ports OFFSET:\n{}",
+                taken.join("\n")
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Takes an address as a listener would, but without SO_REUSEPORT, so that it fails if anybody listens there.
+fn bind(address: SocketAddr) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // Connections of the last run in TIME_WAIT are no reason to refuse.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    socket.bind(&address.into())?;
+    // SO_REUSEADDR lets a bound address be bound again unless somebody listens; this tells.
+    socket.listen(1)?;
+    Ok(socket)
+}
+
+/// How to reach a listener from this host.
+pub fn reach(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        ip if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+        _ => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_documented_ports_are_distinct_and_move_together() {
+        let ports = Ports::fixed(0, 2).unwrap();
+        let numbers: BTreeSet<u16> = ports.all().iter().map(|(_, address)| address.port()).collect();
+        let expected = [8080, 8081, 8100, 8102, 9101, 9102, 9103, 27352, 27353, 27362, 27363];
+        assert_eq!(numbers, BTreeSet::from(expected));
+        let moved = Ports::fixed(1000, 2).unwrap();
+        for (one, other) in ports.all().iter().zip(moved.all()) {
+            assert_eq!(one.1.port() + 1000, other.1.port());
+        }
+        assert!(Ports::fixed(40_000, 2).is_err());
+    }
+
+    #[test]
+    fn free_ports_are_distinct_and_free() {
+        let ports = Ports::free(3).unwrap();
+        let numbers: BTreeSet<u16> = ports.all().iter().map(|(_, address)| address.port()).collect();
+        assert_eq!(numbers.len(), 13);
+    }
+
+    #[test]
+    fn a_taken_port_is_named() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let holder = std::net::TcpListener::bind(SocketAddr::new(taken.ip(), 0)).unwrap();
+        let mut ports = Ports::free(1).unwrap();
+        ports.legacy[0].listen = holder.local_addr().unwrap();
+        let error = ports.check_free().unwrap_err().to_string();
+        assert!(error.contains("legacy stand-in 1"), "{error}");
+        assert!(error.contains(&holder.local_addr().unwrap().to_string()), "{error}");
+    }
+}
