@@ -188,9 +188,11 @@ fn readings(path: &str) -> Vec<String> {
     for reading in readings.clone() {
         for merge in [false, true] {
             let mut out: Vec<&str> = Vec::new();
-            for segment in reading[1..].split('/') {
+            let mut segments = reading[1..].split('/').peekable();
+            while let Some(segment) = segments.next() {
                 match segment {
-                    "" if merge => {}
+                    // Merging makes one slash of several; a single one at the end is as it was sent.
+                    "" if merge && segments.peek().is_some() => {}
                     "." => {}
                     ".." => drop(out.pop()),
                     segment => out.push(segment),
