@@ -2,6 +2,8 @@
 //! bytes once and keeps the order and the letter case of what was sent.
 
 use bytes::Bytes;
+use http::HeaderMap;
+use http::header::COOKIE;
 
 #[derive(Clone, Copy, Debug)]
 struct Place {
@@ -52,6 +54,23 @@ impl Fields {
             places.push((Place { start, end: middle }, Place { start: middle, end: raw.len() as u32 }));
         }
         Fields { raw: raw.into(), places }
+    }
+
+    /// The fields of an HTTP/2 or HTTP/3 message. What their clients send of `Cookie` in crumbs is one field again
+    /// (RFC 9113, 8.2.3; RFC 9114, 4.2.1).
+    pub fn from_map(map: &HeaderMap) -> Fields {
+        let crumbs = map.get_all(COOKIE).iter().count();
+        if crumbs < 2 {
+            return Fields::from_pairs(
+                map.iter().map(|(name, value)| (name.as_str(), value.as_bytes().trim_ascii())),
+            );
+        }
+        let crumbs: Vec<&[u8]> =
+            map.get_all(COOKIE).iter().map(|crumb| crumb.as_bytes().trim_ascii()).collect();
+        let cookie = crumbs.join(&b"; "[..]);
+        let others = map.iter().filter(|(name, _)| **name != COOKIE);
+        let others = others.map(|(name, value)| (name.as_str(), value.as_bytes().trim_ascii()));
+        Fields::from_pairs(others.chain([("cookie", &cookie[..])]))
     }
 
     /// Names and values in order; values without surrounding white space.

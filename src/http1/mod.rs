@@ -10,7 +10,7 @@ mod response;
 
 pub use body::{Decoded, Decoder, Encoder, MalformedBody};
 pub use fields::{Fields, tokens};
-pub use request::{Framing, RefusedRequest, RequestHead, Target, host_of, valid_origin_form};
+pub use request::{Framing, RefusedRequest, RequestHead, Target, Version, host_of, valid_origin_form};
 pub use response::{MalformedResponse, ResponseHead};
 
 /// Most fields one head may have; more is refused (431 towards clients).

@@ -1,7 +1,7 @@
 //! The head of a request: parsed strictly, its framing decided, everything ambiguous refused (RFC 9112, 3 and 6).
 
 use bytes::{Bytes, BytesMut};
-use http::{Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 
 use super::fields::{Fields, tokens};
 use super::{Decoder, FIELDS_MAX};
@@ -17,13 +17,34 @@ pub enum Framing {
     Chunked,
 }
 
+/// The version a request came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    Http10,
+    /// HTTP/1.1, or a later minor version of it.
+    Http11,
+    Http2,
+    Http3,
+}
+
+impl Version {
+    /// The number as `Via` has it (RFC 9110, 7.6.3).
+    pub fn number(self) -> &'static str {
+        match self {
+            Version::Http10 => "1.0",
+            Version::Http11 => "1.1",
+            Version::Http2 => "2",
+            Version::Http3 => "3",
+        }
+    }
+}
+
 /// A request head that passed every check. `path` and `query` are in origin form whatever form was sent.
 #[derive(Clone, Debug)]
 pub struct RequestHead {
     pub method: Method,
     pub target: Target,
-    /// HTTP/1.1 or later minor; false: HTTP/1.0.
-    pub http11: bool,
+    pub version: Version,
     pub fields: Fields,
     pub framing: Framing,
     /// Does the client let the connection live on after this request?
@@ -158,7 +179,57 @@ impl RequestHead {
         // The places are offsets from the start of the head, so they hold in the frozen copy too.
         let mut fields = Fields::from_parsed(base, parsed.headers);
         fields.attach(buf.split_to(length).freeze());
-        Ok(Some(RequestHead { method, target, http11, fields, framing, keep_alive }))
+        let version = if http11 { Version::Http11 } else { Version::Http10 };
+        Ok(Some(RequestHead { method, target, version, fields, framing, keep_alive }))
+    }
+
+    /// The head of a request that came over HTTP/2 or HTTP/3, where control data stands in pseudo-fields and content is
+    /// framed by the protocol: `content_follows` tells whether there is any. The fields of the map passed the checks of
+    /// its types: no control characters, names in lower case.
+    pub fn multiplexed(
+        version: Version,
+        method: Method,
+        authority: &str,
+        path_and_query: &str,
+        map: &HeaderMap,
+        content_follows: bool,
+    ) -> Result<RequestHead, RefusedRequest> {
+        if method == Method::CONNECT {
+            return Err(refused(StatusCode::NOT_IMPLEMENTED, "CONNECT is not served here"));
+        }
+        if map.len() > FIELDS_MAX {
+            return Err(refused(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too many header fields"));
+        }
+        let mut hosts = map.get_all(http::header::HOST).iter().map(HeaderValue::as_bytes);
+        let authority = match (authority.as_bytes(), hosts.next(), hosts.next()) {
+            (_, _, Some(_)) => return Err(bad("more than one Host field")),
+            (b"", None, _) => return Err(bad("no authority")),
+            (b"", Some(host), _) => host,
+            // A request with both names one site (RFC 9113, 8.3.1; RFC 9114, 4.3.1).
+            (authority, Some(host), _) if !authority.eq_ignore_ascii_case(host) => {
+                return Err(bad("the Host field contradicts the authority"));
+            }
+            (authority, _, _) => authority,
+        };
+        if authority.is_empty() || !valid_authority(authority) {
+            return Err(bad("malformed authority"));
+        }
+        let target = match path_and_query.as_bytes() {
+            b"*" if method == Method::OPTIONS => Target::from_parts(authority, b"*"),
+            path if path.len() > TARGET_BYTES_MAX => {
+                return Err(refused(StatusCode::URI_TOO_LONG, "request target too long"));
+            }
+            path if valid_origin_form(path) => Target::from_parts(authority, path),
+            _ => return Err(bad("malformed request target")),
+        };
+        let framing = match (announced_length(map)?, content_follows) {
+            (Some(length), true) => Framing::Length(length),
+            (Some(0) | None, false) => Framing::None,
+            (Some(_), false) => return Err(bad("less content than Content-Length says")),
+            (None, true) => Framing::Chunked,
+        };
+        let fields = Fields::from_map(map);
+        Ok(RequestHead { method, target, version, fields, framing, keep_alive: true })
     }
 
     /// The decoder of this request's body.
@@ -172,12 +243,14 @@ impl RequestHead {
 
     /// Does the client wait for `100 Continue`? (RFC 9110, 10.1.1)
     pub fn expects_continue(&self) -> bool {
-        self.http11 && self.framing != Framing::None && self.fields.has_token("expect", "100-continue")
+        self.version != Version::Http10
+            && self.framing != Framing::None
+            && self.fields.has_token("expect", "100-continue")
     }
 
     /// An upgrade to another protocol, WebSocket say (RFC 9110, 7.8).
     pub fn upgrade(&self) -> Option<&[u8]> {
-        if self.http11 && self.fields.has_token("connection", "upgrade") {
+        if self.version == Version::Http11 && self.fields.has_token("connection", "upgrade") {
             self.fields.get("upgrade")
         } else {
             None
@@ -313,6 +386,19 @@ fn framing(headers: &[httparse::Header<'_>], http11: bool) -> Result<Framing, Re
     }
 }
 
+/// The length a multiplexed request announces, if it does.
+fn announced_length(map: &HeaderMap) -> Result<Option<u64>, RefusedRequest> {
+    let mut length = None;
+    for value in map.get_all(http::header::CONTENT_LENGTH) {
+        let value = content_length(value.as_bytes()).ok_or(bad("malformed Content-Length"))?;
+        if length.is_some_and(|other| other != value) {
+            return Err(bad("differing Content-Length fields"));
+        }
+        length = Some(value);
+    }
+    Ok(length)
+}
+
 /// Digits only, or a list of the same digits (RFC 9110, 8.6); `None` when malformed or beyond 2^63.
 pub(super) fn content_length(value: &[u8]) -> Option<u64> {
     let mut found: Option<u64> = None;
@@ -433,6 +519,61 @@ mod tests {
         ] {
             assert_eq!(take(text).unwrap().unwrap().keep_alive, keep, "{text}");
         }
+    }
+
+    fn multiplexed(
+        authority: &str,
+        path: &str,
+        pairs: &[(&str, &str)],
+        content: bool,
+    ) -> Result<RequestHead, u16> {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
+            map.append(name, HeaderValue::from_str(value).unwrap());
+        }
+        RequestHead::multiplexed(Version::Http2, Method::POST, authority, path, &map, content)
+            .map_err(|refused| refused.status.as_u16())
+    }
+
+    #[test]
+    fn a_multiplexed_request_is_checked_like_any() {
+        let cases: [(u16, &str, &str, &[(&str, &str)], bool); 12] = [
+            (400, "", "/", &[], false),
+            (400, "a", "/", &[("host", "b")], false),
+            (400, "a", "/", &[("host", "a"), ("host", "a")], false),
+            (400, "u@a", "/", &[], false),
+            (400, "", "/", &[("host", "")], false),
+            (400, "a", "", &[], false),
+            (400, "a", "*", &[], false),
+            (400, "a", "/ b", &[], false),
+            (400, "a", "/", &[("content-length", "1")], false),
+            (400, "a", "/", &[("content-length", "x")], true),
+            (400, "a", "/", &[("content-length", "1"), ("content-length", "2")], true),
+            (414, "a", &format!("/{}", "x".repeat(9000)), &[], false),
+        ];
+        for (status, authority, path, pairs, content) in cases {
+            assert_eq!(
+                multiplexed(authority, path, pairs, content).unwrap_err(),
+                status,
+                "{authority} {pairs:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_multiplexed_request_is_like_any_other() {
+        let head =
+            multiplexed("A.example:8", "/p?q", &[("host", "a.example:8"), ("content-length", "3")], true);
+        let head = head.unwrap();
+        assert_eq!((head.target.authority(), head.target.origin_form()), ("A.example:8", "/p?q"));
+        assert_eq!(head.framing, Framing::Length(3));
+        let crumbs =
+            multiplexed("", "/", &[("host", "a"), ("cookie", "a=1"), ("x", "y"), ("cookie", "b=2")], true);
+        let crumbs = crumbs.unwrap();
+        assert_eq!(crumbs.framing, Framing::Chunked);
+        assert_eq!(crumbs.fields.all("cookie").collect::<Vec<_>>(), [b"a=1; b=2"]);
+        assert_eq!(multiplexed("a", "/", &[("content-length", "0")], false).unwrap().framing, Framing::None);
     }
 
     proptest::proptest! {

@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -15,7 +14,7 @@ use tokio_util::io::poll_read_buf;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::session::{AnswerHead, BodySize, Duplex, Gone, Piece, Session};
-use crate::http1::{Decoded, Decoder, Encoder, RequestHead};
+use crate::http1::{Decoded, Decoder, Encoder, RequestHead, Version};
 
 /// What a read for a head asks of the kernel at once.
 const HEAD_READ_BYTES: usize = 4 * 1024;
@@ -46,7 +45,6 @@ pub enum Unfilled {
 /// A client's connection. Requests are read from `input`, answers are laid into `output`.
 pub struct Connection<T> {
     io: T,
-    pub peer: SocketAddr,
     pub input: BytesMut,
     pub output: BytesMut,
     sleep: Pin<Box<Sleep>>,
@@ -60,11 +58,10 @@ pub struct Connection<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection<T> {
     /// `closing` resolves when idle connections are to be closed.
-    pub fn new(io: T, peer: SocketAddr, closing: WaitForCancellationFutureOwned) -> Self {
+    pub fn new(io: T, closing: WaitForCancellationFutureOwned) -> Self {
         let deadline = Instant::now();
         Connection {
             io,
-            peer,
             input: BytesMut::new(),
             output: BytesMut::new(),
             sleep: Box::pin(tokio::time::sleep_until(deadline)),
@@ -213,6 +210,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection<T> {
     pub fn io(&self) -> &T {
         &self.io
     }
+
+    /// What was read and not used, and the socket: for another protocol.
+    pub fn into_parts(self) -> (BytesMut, T) {
+        (self.input, self.io)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,7 +288,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Session for Exchange<'_, T> {
     }
 
     async fn send_interim(&mut self, status: StatusCode, lines: &[u8]) -> Result<(), Gone> {
-        if !self.request.http11 || self.stage != Stage::Open {
+        if self.request.version == Version::Http10 || self.stage != Stage::Open {
             return Ok(());
         }
         status_line(status, &mut self.connection.output);
@@ -300,7 +302,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Session for Exchange<'_, T> {
         self.stage = Stage::HeadSent;
         // A body that was not read to its end would be taken for the next request.
         self.keep_alive &= self.decoder.is_done();
-        let http11 = self.request.http11;
+        let http11 = self.request.version != Version::Http10;
         let output = &mut self.connection.output;
         status_line(head.status, output);
         output.extend_from_slice(head.lines);
