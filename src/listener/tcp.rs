@@ -113,7 +113,8 @@ impl ConnectionLimits {
         self.open.load(Ordering::Relaxed)
     }
 
-    fn admit(self: &Arc<Self>, client: Option<ClientKey>) -> Option<Permit> {
+    /// A place for a connection of this client; `None`: a bound is reached.
+    pub(super) fn admit(self: &Arc<Self>, client: Option<ClientKey>) -> Option<Permit> {
         if self.open.fetch_add(1, Ordering::Relaxed) >= self.open_max.load(Ordering::Relaxed) {
             self.open.fetch_sub(1, Ordering::Relaxed);
             self.metrics.refused_total.inc();
@@ -136,6 +137,17 @@ impl ConnectionLimits {
 pub struct Permit {
     limits: Arc<ConnectionLimits>,
     _client: Option<Guard>,
+}
+
+impl Permit {
+    /// Counts the connection as this client's, who is known only now. False: the client has as many as one may have.
+    pub fn count(&mut self, client: ClientKey) -> bool {
+        self._client = self.limits.clients.try_acquire(client);
+        if self._client.is_none() {
+            self.limits.metrics.refused_client.inc();
+        }
+        self._client.is_some()
+    }
 }
 
 impl Drop for Permit {

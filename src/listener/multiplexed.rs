@@ -1,0 +1,155 @@
+//! What HTTP/2 and HTTP/3 have in common: requests that come side by side on one connection, and how a connection that
+//! abuses that is told.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use tokio::sync::Notify;
+
+use super::session::{Gone, Session};
+use crate::http1::RefusedRequest;
+
+/// Requests given up by the client before their answer that are never held against a connection.
+const ABANDONED_FREE: u32 = 100;
+
+/// A request of a multiplexed connection, before anything was decided about it.
+pub trait Incoming: Send + Sized + 'static {
+    type Session: Session + 'static;
+
+    /// Method, URI and fields as they came.
+    fn request(&self) -> &http::Request<()>;
+
+    /// Is the request known to be over, without any content?
+    fn is_bare(&self) -> bool;
+
+    /// Answers at once with all there is; nothing else of the request is looked at.
+    fn answer(
+        self,
+        status: StatusCode,
+        fields: HeaderMap,
+        body: Bytes,
+    ) -> impl Future<Output = Result<(), Gone>> + Send;
+
+    /// The request as a session. Waits until it is known whether content follows where that decides how the request is
+    /// framed. Gives the request back if it cannot be served.
+    fn into_session(self) -> impl Future<Output = Result<Self::Session, Unfit<Self>>> + Send;
+}
+
+/// Why a request is no session.
+pub enum Unfit<I> {
+    /// It is to be answered with this.
+    Refused(I, RefusedRequest),
+    /// Nobody is there to be answered.
+    Gone,
+}
+
+/// What happens on one connection, as seen by all its requests.
+#[derive(Debug, Default)]
+pub struct Tally {
+    open: AtomicUsize,
+    begun: AtomicU32,
+    abandoned: AtomicU32,
+    excess: Notify,
+}
+
+impl Tally {
+    /// Counts a request until what it returns is dropped.
+    pub fn begin(self: &Arc<Self>) -> Open {
+        self.open.fetch_add(1, Relaxed);
+        self.begun.fetch_add(1, Relaxed);
+        Open { tally: self.clone() }
+    }
+
+    /// Requests under way.
+    pub fn open(&self) -> usize {
+        self.open.load(Relaxed)
+    }
+
+    /// Resolves when the client has begun and dropped so many requests that it can only mean harm (CVE-2023-44487).
+    pub async fn excess(&self) {
+        self.excess.notified().await;
+    }
+}
+
+/// One request under way.
+#[derive(Debug)]
+pub struct Open {
+    tally: Arc<Tally>,
+}
+
+impl Open {
+    /// The client gave this request up before it was answered.
+    pub fn abandon(&self) {
+        let abandoned = self.tally.abandoned.fetch_add(1, Relaxed) + 1;
+        if abandoned > ABANDONED_FREE && abandoned > self.tally.begun.load(Relaxed) / 2 {
+            self.tally.excess.notify_one();
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.tally.open.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Field lines (`name: value CRLF`) as a map. What HTTP/2 and HTTP/3 cannot carry is left out: fields of one connection
+/// (RFC 9113, 8.2.2; RFC 9114, 4.2), and what is no field at all.
+pub fn map_of(lines: &[u8]) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(24);
+    for line in lines.split(|byte| *byte == b'\n') {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) else {
+            continue;
+        };
+        if !crate::headers::is_hop_by_hop(name.as_str()) {
+            map.append(name, value);
+        }
+    }
+    map
+}
+
+/// Trailer fields as lines.
+pub fn lines_of(map: &HeaderMap) -> Bytes {
+    let mut lines = Vec::new();
+    for (name, value) in map {
+        lines.extend_from_slice(name.as_str().as_bytes());
+        lines.extend_from_slice(b": ");
+        lines.extend_from_slice(value.as_bytes().trim_ascii());
+        lines.extend_from_slice(b"\r\n");
+    }
+    lines.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn lines_become_fields_and_back() {
+        let map =
+            map_of(b"Date: x\r\nset-cookie: a\r\nset-cookie: b\r\nconnection: close\r\nodd\r\nb d: e\r\n");
+        let all: Vec<_> = map.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        assert_eq!(all, [("date", &b"x"[..]), ("set-cookie", b"a"), ("set-cookie", b"b")]);
+        assert_eq!(&lines_of(&map)[..], b"date: x\r\nset-cookie: a\r\nset-cookie: b\r\n");
+    }
+
+    #[test]
+    fn only_who_mostly_gives_up_is_in_excess() {
+        let tally = Arc::new(Tally::default());
+        let give_up = |times: u32| (0..times).for_each(|_| tally.begin().abandon());
+        (0..300).for_each(|_| drop(tally.begin()));
+        give_up(250);
+        assert!(tally.excess().now_or_never().is_none(), "it reads most of its answers");
+        give_up(200);
+        assert!(tally.excess().now_or_never().is_some());
+        assert_eq!(tally.open(), 0);
+    }
+}
