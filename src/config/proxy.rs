@@ -1,8 +1,10 @@
 //! `config/proxy.toml`: one proxy node. Every key and default is told in docs/configuration.md.
 
 mod limits;
+mod listen;
 mod node;
 mod routes;
+mod tls;
 mod upstreams;
 
 use std::net::SocketAddr;
@@ -16,7 +18,7 @@ use crate::{cache, proxy, upstream};
 /// All of a proxy node's settings. Whoever changes a field keeps it valid.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where the node keeps what must outlive it. Default `/var/lib/forefront`.
+    /// Where the node keeps what must outlive it, such as a certificate it signed itself. Default `/var/lib/forefront`.
     pub state_dir: PathBuf,
     pub proxy: proxy::Config,
     pub cache: cache::Config,
@@ -94,6 +96,7 @@ impl LogLevel {
 /// The words of choices that other rooms define.
 pub(super) mod words {
     pub(in crate::config) use super::routes::RETRIES;
+    pub(in crate::config) use super::tls::QUIC_RESETS;
     pub(in crate::config) use super::upstreams::BALANCES;
 }
 
@@ -122,7 +125,11 @@ fn compile(root: &mut Section<'_>) -> Settings {
     let proxy = proxy::Config {
         node: node.name,
         threads: node.threads,
-        listen_http: node.listen_http,
+        listen_http: node.listen.http,
+        listen_https: node.listen.https,
+        http3: node.listen.http3,
+        tls: node.listen.tls,
+        proxy_protocol: node.listen.proxy_protocol,
         limits: limits::read(root),
         drain: limits::drain(root),
         routes,

@@ -138,9 +138,6 @@ impl<'d> Section<'d> {
         Place { sink: self.sink, path: self.path.clone(), span: self.span.clone() }
     }
 
-    /// Instead of `finish`: for sections that are refused as a whole.
-    pub(super) fn ignore(self) {}
-
     /// Reports every key that was not asked for.
     pub(super) fn finish(self) {
         let Some(table) = self.table else { return };
@@ -203,6 +200,10 @@ impl<'d> Value<'d> {
 
     pub(super) fn is_text(&self) -> bool {
         self.value.is_str()
+    }
+
+    pub(super) fn is_list(&self) -> bool {
+        self.value.is_array()
     }
 
     pub(super) fn is(&self, word: &str) -> bool {
@@ -343,7 +344,7 @@ impl<'d> Value<'d> {
 
     /// The elements that can be used; those that cannot are reported each by its index.
     pub(super) fn list<T>(self, read: impl Fn(Value<'d>) -> Option<T>) -> Option<Vec<T>> {
-        if !self.value.is_array() {
+        if !self.is_list() {
             return self.refuse_value("is not a list", "write it in brackets, e.g. [\"one\", \"other\"]");
         }
         Some(self.items().into_iter().filter_map(read).collect())
@@ -359,7 +360,7 @@ impl<'d> Value<'d> {
 
     /// One value, or a list of some.
     pub(super) fn one_or_more<T>(self, read: impl Fn(Value<'d>) -> Option<T>) -> Option<Vec<T>> {
-        if self.value.is_array() { self.list_of_some(read) } else { read(self).map(|one| vec![one]) }
+        if self.is_list() { self.list_of_some(read) } else { read(self).map(|one| vec![one]) }
     }
 
     /// Its keys, as a section; reported if it is no table.

@@ -22,7 +22,11 @@ const BAD: &[(&str, &[&str])] = &[
     ("[limits]\nconnections = 0", &["proxy.toml:9", "limits.connections"]),
     ("[limits]\ntrusted = ['10.0.0.0/33']", &["proxy.toml:9", "limits.trusted"]),
     ("[listen]\nhttp = ['localhost']", &["proxy.toml:9", "listen.http"]),
-    ("[listen]\nhttps = ['[::]:443']", &["proxy.toml:9", "listen.https"]),
+    ("[listen]\nhttps = ['[::]:443']", &["proxy.toml:9", "listen.https", "add [tls] with self_signed"]),
+    ("[listen]\nhttp3 = true", &["proxy.toml:9", "listen.http3", "needs an HTTPS listener"]),
+    ("[listen]\nproxy_protocol = 'accept'", &["proxy.toml:9", "listen.proxy_protocol", "of the balancer"]),
+    ("[tls]\ncertificate = '/c'", &["proxy.toml:9", "tls.certificate", "add private_key"]),
+    ("[tls]\nself_signed = ['a b']", &["proxy.toml:9", "tls.self_signed[0]", "example.com"]),
     (
         "[[route]]\nname = 's'\npath = '/x'\nupstream = 'v'",
         &["proxy.toml:11", "route[1].upstream", "there is no upstream"],

@@ -38,7 +38,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
             "upstream",
         ],
     ),
-    ("config", &["cache", "proxy", "resilience", "route", "supervisor", "upstream"]),
+    ("config", &["cache", "listener", "proxy", "resilience", "route", "supervisor", "upstream"]),
     (
         "app",
         &[
@@ -65,10 +65,15 @@ const ARROWS: [(&str, &[&str]); 17] = [
 
 /// What `config` may name of each room: the values a file can set, and nothing that does anything but hold them.
 /// (A routing table is built to find conflicts between routes.)
-const SETTINGS: [&str; 31] = [
+const SETTINGS: [&str; 36] = [
     "cache::Config",
     "cache::Policy",
     "cache::QueryKey",
+    "listener::CertificateFiles",
+    "listener::CertificateSource",
+    "listener::ProxyProtocol",
+    "listener::QuicReset",
+    "listener::TlsConfig",
     "proxy::AccessLog",
     "proxy::Config",
     "proxy::DrainConfig",

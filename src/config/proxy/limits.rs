@@ -59,7 +59,7 @@ fn loopback() -> Vec<IpNet> {
 }
 
 /// A network, or a single address. Bits beyond the prefix are refused: they are a typing error as often as not.
-fn network(value: Value<'_>) -> Option<IpNet> {
+pub(super) fn network(value: Value<'_>) -> Option<IpNet> {
     const HINT: &str = "write a network, e.g. \"10.0.0.0/8\" or \"fd00::/8\", or one address";
     let place = value.place();
     let text = value.text()?;

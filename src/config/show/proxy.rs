@@ -4,6 +4,7 @@ use super::writer::{Writer, list, quoted};
 use crate::cache::{self, Policy, QueryKey};
 use crate::config::proxy::{Admin, Health, Log, Settings, word, words};
 use crate::config::units;
+use crate::listener::{self, CertificateFiles, CertificateSource, ProxyProtocol};
 use crate::proxy::{AccessLog, DrainConfig, Limits, RouteConfig};
 use crate::resilience::limit::Rate;
 use crate::route::Rule;
@@ -12,8 +13,19 @@ use crate::upstream::{self, HealthConfig, PassiveConfig, RetryConfig, TlsConfig}
 /// A file that loads to these settings.
 pub fn to_toml(settings: &Settings) -> String {
     let Settings { state_dir, proxy, cache, cache_peers, upstreams, admin, health, log } = settings;
-    let crate::proxy::Config { node, threads, listen_http, limits: bounds, drain, routes, access_log } =
-        proxy;
+    let crate::proxy::Config {
+        node,
+        threads,
+        listen_http,
+        listen_https,
+        http3,
+        tls,
+        proxy_protocol,
+        limits: bounds,
+        drain,
+        routes,
+        access_log,
+    } = proxy;
     let mut out = Writer::default();
     out.header("[node]");
     out.text("name", node);
@@ -21,6 +33,14 @@ pub fn to_toml(settings: &Settings) -> String {
     out.text("state_dir", state_dir.display());
     out.header("[listen]");
     out.texts("http", listen_http);
+    out.texts("https", listen_https);
+    out.plain("http3", http3);
+    let ProxyProtocol { from } = proxy_protocol;
+    out.text("proxy_protocol", if from.is_empty() { "off" } else { "accept" });
+    out.texts("proxy_protocol_from", from);
+    if let Some(config) = tls {
+        certificates(&mut out, config);
+    }
     listeners(&mut out, admin, health);
     log_and_drain(&mut out, log, access_log, drain);
     limits(&mut out, bounds);
@@ -32,6 +52,35 @@ pub fn to_toml(settings: &Settings) -> String {
         route(&mut out, config);
     }
     out.done()
+}
+
+fn certificates(out: &mut Writer, config: &listener::TlsConfig) {
+    let listener::TlsConfig { source, shared_secret_file, quic_reset } = config;
+    out.header("[tls]");
+    let mut tables: &[CertificateFiles] = &[];
+    match source {
+        CertificateSource::SelfSigned(names) => out.texts("self_signed", names),
+        CertificateSource::Files(files) => match &files[..] {
+            [one] if one.names.is_empty() => certificate(out, one),
+            several => tables = several,
+        },
+    }
+    out.maybe_text("shared_secret_file", shared_secret_file.as_ref().map(|path| path.display()));
+    out.text("quic_reset", word(&words::QUIC_RESETS, *quic_reset));
+    // Last, or the keys above would be theirs.
+    for one in tables {
+        out.line("[[tls.certificate]]");
+        certificate(out, one);
+    }
+}
+
+fn certificate(out: &mut Writer, files: &CertificateFiles) {
+    let CertificateFiles { names, certificate, private_key } = files;
+    if !names.is_empty() {
+        out.texts("names", names);
+    }
+    out.text("certificate", certificate.display());
+    out.text("private_key", private_key.display());
 }
 
 fn listeners(out: &mut Writer, admin: &Admin, health: &Health) {

@@ -133,17 +133,127 @@ const APPENDED: &[Bad] = &[
             (9, "listen.http[2]", "is not an address to listen on"),
         ],
     ),
-    ("[listen]\nhttp = []", &[(9, "listen.http", "must not be empty")]),
-    ("[listen]\nhttps = ['[::]:443']", &[(9, "listen.https", "HTTPS is not in this version")]),
-    ("[listen]\nhttp3 = true", &[(9, "listen.http3", "HTTP/3 is not in this version")]),
+    ("[listen]\nhttp = []", &[(9, "listen.http", "name at least one")]),
     (
-        "[listen]\nproxy_protocol = 'accept'\nproxy_protocol_from = ['10.0.0.0/8']",
+        "[listen]\nhttps = ['[::]:443']",
+        &[(9, "listen.https", "needs a certificate; add [tls] with self_signed")],
+    ),
+    ("[listen]\nhttp3 = true", &[(9, "listen.http3", "needs an HTTPS listener; add one with [tls]")]),
+    (
+        "[listen]\nhttps = []\nhttp3 = true\n[tls]\nself_signed = ['a']",
         &[
-            (9, "listen.proxy_protocol", "not in this version"),
-            (10, "listen.proxy_protocol_from", "not in this version"),
+            (9, "listen.https", "is empty, and [tls] is for nothing else; remove one of the two"),
+            (10, "listen.http3", "needs an HTTPS listener"),
         ],
     ),
-    ("[tls]\nself_signed = ['localhost']", &[(8, "tls", "HTTPS is not in this version")]),
+    // Nothing is said of what a bad address leaves undecided.
+    ("[listen]\nhttps = ['here']\nhttp3 = true", &[(9, "listen.https[0]", "write an IP address and a port")]),
+    ("[listen]\nhttp3 = 'yes'", &[(9, "listen.http3", "write true or false")]),
+    (
+        "[listen]\nhttp = '[::]:80'\nhttps = ['[::]:80', '[::]:8100']\n[tls]\nself_signed = ['a']\n[admin]\nlisten = '[::]:8100'",
+        &[
+            (1, "health.listen", "[::]:8100, the default, is already listened on"),
+            (10, "listen.https[0]", "[::]:80 is already listened on; give each listener a port of its own"),
+            (14, "admin.listen", "is already listened on"),
+        ],
+    ),
+    (
+        "[listen]\nproxy_protocol = 'accept'",
+        &[(9, "listen.proxy_protocol", "needs proxy_protocol_from; add the addresses of the balancer")],
+    ),
+    (
+        "[listen]\nproxy_protocol = 'accept'\nproxy_protocol_from = []",
+        &[(9, "listen.proxy_protocol", "needs proxy_protocol_from")],
+    ),
+    (
+        "[listen]\nproxy_protocol = 'accept'\nproxy_protocol_from = ['balancer', '10.0.0.1/8']",
+        &[
+            (10, "listen.proxy_protocol_from[0]", "write a network"),
+            (10, "listen.proxy_protocol_from[1]", "write \"10.0.0.0/8\""),
+        ],
+    ),
+    (
+        "[listen]\nproxy_protocol_from = ['10.0.0.0/8']",
+        &[(9, "listen.proxy_protocol_from", "write proxy_protocol = \"accept\", or remove it")],
+    ),
+    (
+        "[listen]\nproxy_protocol = 'on'\nproxy_protocol_from = ['10.0.0.0/8']",
+        &[(9, "listen.proxy_protocol", "write \"off\" or \"accept\"")],
+    ),
+    ("[tls]", &[(8, "tls", "names no certificate; add self_signed = [\"localhost\"]")]),
+    (
+        "[tls]\nself_signed = ['a']\ncertificate = '/c'\nprivate_key = '/k'",
+        &[(9, "tls.self_signed", "stands beside a certificate of files; keep one of the two")],
+    ),
+    (
+        "[tls]\nself_signed = ['a']\n[[tls.certificate]]\ncertificate = '/c'\nprivate_key = '/k'",
+        &[(9, "tls.self_signed", "keep one of the two")],
+    ),
+    ("[tls]\ncertificate = '/c'", &[(9, "tls.certificate", "has no private_key; add private_key = \"/")]),
+    ("[tls]\nprivate_key = '/k'", &[(9, "tls.private_key", "has no certificate; add certificate = \"/")]),
+    (
+        "[tls]\ncertificate = ''\nprivate_key = 1",
+        &[(9, "tls.certificate", "is empty"), (10, "tls.private_key", "is not a text")],
+    ),
+    ("[tls]\ncertificate = []", &[(9, "tls.certificate", "must not be empty")]),
+    (
+        "[tls]\nprivate_key = '/k'\n[[tls.certificate]]\ncertificate = '/c'\nprivate_key = '/k'",
+        &[(9, "tls.private_key", "give each [[tls.certificate]] its own")],
+    ),
+    (
+        "[[tls.certificate]]\nname = 'a'\n[[tls.certificate]]\nnames = []\ncertificate = '/c'",
+        &[
+            (8, "tls.certificate[0].certificate", "is missing; add certificate = "),
+            (8, "tls.certificate[0].private_key", "is missing; add private_key = "),
+            (9, "tls.certificate[0].name", "did you mean \"names\"?"),
+            (10, "tls.certificate[1].private_key", "is missing"),
+            (11, "tls.certificate[1].names", "must not be empty"),
+        ],
+    ),
+    (
+        "[[tls.certificate]]\nnames = ['a.test', 'A.test']\ncertificate = '/c'\nprivate_key = '/k'\n\
+         [[tls.certificate]]\nnames = ['*.a.test', 'a.test']\ncertificate = '/d'\nprivate_key = '/l'",
+        &[
+            (9, "tls.certificate[0].names[1]", "\"a.test\" has a certificate already; name it once"),
+            (13, "tls.certificate[1].names[1]", "\"a.test\" has a certificate already"),
+        ],
+    ),
+    (
+        "[[tls.certificate]]\nnames = ['127.0.0.1', 'a.*', '*', 'a..b', 'a.', 'a b', 'ä', '']\n\
+         certificate = '/c'\nprivate_key = '/k'",
+        &[
+            (9, "tls.certificate[0].names[0]", "\"127.0.0.1\" is not a name of a server"),
+            (9, "tls.certificate[0].names[1]", "write e.g. \"example.com\" or \"*.example.com\""),
+            (9, "tls.certificate[0].names[2]", "is not a name"),
+            (9, "tls.certificate[0].names[3]", "is not a name"),
+            (9, "tls.certificate[0].names[4]", "is not a name"),
+            (9, "tls.certificate[0].names[5]", "is not a name"),
+            (9, "tls.certificate[0].names[6]", "is not a name"),
+            (9, "tls.certificate[0].names[7]", "is not a name"),
+        ],
+    ),
+    ("[tls]\nself_signed = []", &[(9, "tls.self_signed", "must not be empty")]),
+    ("[tls]\nself_signed = 'a'", &[(9, "tls.self_signed", "write it in brackets")]),
+    (
+        "[tls]\nself_signed = ['[::1]', 'a:443', '*.*.a', 'a', '::1', '0::1']",
+        &[
+            (9, "tls.self_signed[0]", "is not a name of a server; write e.g. \"example.com\""),
+            (9, "tls.self_signed[1]", "is not a name"),
+            (9, "tls.self_signed[2]", "is not a name"),
+            (9, "tls.self_signed[5]", "\"::1\" is there twice; name it once"),
+        ],
+    ),
+    (
+        "[tls]\nself_signed = ['a']\nquic_reset = 'shared'",
+        &[(10, "tls.quic_reset", "needs shared_secret_file; add shared_secret_file = \"/path\"")],
+    ),
+    (
+        "[tls]\nself_signed = ['a']\nquic_reset = 'all'\nshared_secret = '/s'",
+        &[
+            (10, "tls.quic_reset", "write \"node\" or \"shared\""),
+            (11, "tls.shared_secret", "is not a known key"),
+        ],
+    ),
     (
         "[admin]\nlisten = '[::]:8100'\n[health]\nlisten = '[::]:8100'",
         &[(11, "health.listen", "is already listened on")],
@@ -204,6 +314,30 @@ fn every_problem_has_its_line_key_and_hint() {
             assert!(problem.hint.is_some(), "{problem}");
         }
     }
+}
+
+/// One file with a problem in every section that a certificate and its listeners can have.
+#[test]
+fn all_problems_of_https_are_told_at_once() {
+    let text = "[listen]
+https = ['[::]:443']
+proxy_protocol = 'accept'
+[tls]
+quic_reset = 'shared'
+[[tls.certificate]]
+names = ['a', 'a']
+certificate = 1
+";
+    let expected = [
+        (3, "listen.proxy_protocol", "needs proxy_protocol_from"),
+        (5, "tls.quic_reset", "needs shared_secret_file"),
+        (6, "tls.certificate[0].private_key", "is missing"),
+        (7, "tls.certificate[0].names[1]", "has a certificate already"),
+        (8, "tls.certificate[0].certificate", "is not a text"),
+    ];
+    // Behind it, so that lines are counted from its first.
+    let text = format!("{text}{BASE}");
+    assert_problems(&text, &settings(&text).unwrap_err().0, &expected);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Files that load.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -7,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::cache::QueryKey;
 use crate::config::show;
+use crate::listener::{CertificateFiles, CertificateSource, ProxyProtocol, QuicReset, TlsConfig};
 use crate::resilience::limit::Rate;
 use crate::resilience::retry::RetryClass;
 use crate::upstream::Balance;
@@ -24,13 +26,17 @@ path = '/*'
 upstream = 'u'
 ";
 
-/// The sample of the design without its HTTPS lines.
+/// The sample of the design.
 const SAMPLE: &str = r#"
 [node]
 name = "a"
 threads = 2
 [listen]
 http = ["[::]:8080"]
+https = ["[::]:8443"]
+http3 = true
+[tls]
+self_signed = ["localhost"]
 [admin]
 listen = "127.0.0.1:9101"
 [health]
@@ -68,10 +74,20 @@ threads = 3
 state_dir = "/srv/with \"quotes\" and \\"
 [listen]
 http = "127.0.0.1:0"
-https = []
+https = ["127.0.0.1:0", "[::1]:443"]
 http3 = false
-proxy_protocol = "off"
-proxy_protocol_from = []
+proxy_protocol = "accept"
+proxy_protocol_from = ["10.0.0.0/8", "192.0.2.1"]
+[tls]
+shared_secret_file = "/secret"
+quic_reset = "shared"
+[[tls.certificate]]
+names = ["Example.com", "*.example.com"]
+certificate = "/chain.pem"
+private_key = "/key.pem"
+[[tls.certificate]]
+certificate = "/other/chain.pem"
+private_key = "/other/key.pem"
 [admin]
 listen = "[::1]:1"
 token_file = "/t"
@@ -186,6 +202,66 @@ fn the_sample_of_the_design() {
         (Some(Duration::from_secs(60)), Some(Duration::from_secs(30)))
     );
     assert_eq!(cached.query, QueryKey::All);
+    assert_eq!(shown(&settings.proxy.listen_https), ["[::]:8443"]);
+    assert!(settings.proxy.http3);
+    let source = settings.proxy.tls.map(|tls| tls.source);
+    assert_eq!(source, Some(CertificateSource::SelfSigned(vec!["localhost".to_owned()])));
+}
+
+fn shown(addresses: &[SocketAddr]) -> Vec<String> {
+    addresses.iter().map(SocketAddr::to_string).collect()
+}
+
+/// What is appended to a minimal file; HTTP, HTTPS, whether HTTP/3.
+const LISTENERS: &[(&str, &[&str], &[&str], bool)] = &[
+    ("", &["[::]:80"], &[], false),
+    ("[listen]\nhttps = []\nhttp3 = false", &["[::]:80"], &[], false),
+    ("[tls]\nself_signed = ['a']", &["[::]:80"], &["[::]:443"], true),
+    ("[tls]\nself_signed = ['a']\n[listen]\nhttp3 = false", &["[::]:80"], &["[::]:443"], false),
+    ("[tls]\nself_signed = ['a']\n[listen]\nhttp = []", &[], &["[::]:443"], true),
+    ("[tls]\nself_signed = ['a']\n[listen]\nhttps = '[::1]:1'", &["[::]:80"], &["[::1]:1"], true),
+];
+
+#[test]
+fn https_is_on_with_a_certificate_and_http3_with_https() {
+    for (appended, http, https, http3) in LISTENERS {
+        let proxy = load(&format!("{MINIMAL}{appended}")).proxy;
+        assert_eq!(shown(&proxy.listen_http), *http, "{appended}");
+        assert_eq!(shown(&proxy.listen_https), *https, "{appended}");
+        assert_eq!(proxy.http3, *http3, "{appended}");
+        assert_eq!(proxy.tls.is_some(), !https.is_empty(), "{appended}");
+        assert_eq!(proxy.proxy_protocol, ProxyProtocol::default());
+    }
+}
+
+/// The one certificate of a section, in each form it can have.
+const ONE_CERTIFICATE: [&str; 2] = [
+    "[tls]\ncertificate = '/c'\nprivate_key = '/k'",
+    "[[tls.certificate]]\ncertificate = '/c'\nprivate_key = '/k'",
+];
+
+#[test]
+fn a_certificate_is_named_by_its_files() {
+    for text in ONE_CERTIFICATE {
+        let tls = load(&format!("{MINIMAL}{text}")).proxy.tls.unwrap();
+        let files = CertificateFiles { names: vec![], certificate: "/c".into(), private_key: "/k".into() };
+        let source = CertificateSource::Files(vec![files]);
+        assert_eq!(
+            tls,
+            TlsConfig { source, shared_secret_file: None, quic_reset: QuicReset::Node },
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_certificate_of_ones_own_can_be_for_names_and_addresses() {
+    let text = format!(
+        "{MINIMAL}[tls]\nself_signed = ['LocalHost', '*.a.test', '::1', '0:0:0:0:0:0:0:2', '127.0.0.1']"
+    );
+    let names = ["localhost", "*.a.test", "::1", "::2", "127.0.0.1"].map(str::to_owned).to_vec();
+    let source = load(&text).proxy.tls.map(|tls| tls.source);
+    assert_eq!(source, Some(CertificateSource::SelfSigned(names)));
 }
 
 #[test]
@@ -194,6 +270,15 @@ fn every_key_arrives() {
     assert_eq!(state_dir.to_str(), Some("/srv/with \"quotes\" and \\"));
     assert_eq!((admin.listen.to_string().as_str(), admin.token_file), ("[::1]:1", Some("/t".into())));
     assert_eq!(health.listen.len(), 2);
+    assert_eq!(shown(&proxy.listen_https), ["127.0.0.1:0", "[::1]:443"]);
+    assert!(!proxy.http3);
+    assert!(proxy.proxy_protocol.expects([10, 1, 2, 3].into()));
+    assert!(!proxy.proxy_protocol.expects([192, 0, 2, 2].into()));
+    let tls = proxy.tls.unwrap();
+    assert_eq!((tls.shared_secret_file, tls.quic_reset), (Some("/secret".into()), QuicReset::Shared));
+    let CertificateSource::Files(files) = tls.source else { panic!("{:?}", tls.source) };
+    assert_eq!(files[0].names, ["example.com", "*.example.com"]);
+    assert_eq!((files[1].names.len(), files[1].private_key.to_str()), (0, Some("/other/key.pem")));
     assert_eq!((log.format.as_str(), log.level.as_str(), proxy.access_log.sample), ("text", "debug", 0.25));
     assert_eq!((proxy.drain.delay, proxy.drain.grace), (Duration::ZERO, Duration::from_secs(90)));
     assert_eq!(proxy.limits.requests_per_client, Some(Rate { per_second: 1.5, burst: 3.0 }));
@@ -225,9 +310,12 @@ fn every_key_arrives() {
 /// What the shipped file says of defaults is so.
 #[test]
 fn the_shipped_file_shows_the_defaults() {
-    let (shipped, default) = (load(SHIPPED), load(MINIMAL));
+    let (shipped, default) = (load(SHIPPED), load(&format!("{MINIMAL}[tls]\nself_signed = ['localhost']")));
     assert_eq!(shipped.state_dir, default.state_dir);
     assert_eq!(shipped.proxy.listen_http, default.proxy.listen_http);
+    assert_eq!(shipped.proxy.listen_https, default.proxy.listen_https);
+    assert_eq!((shipped.proxy.http3, shipped.proxy.tls), (default.proxy.http3, default.proxy.tls));
+    assert_eq!(shipped.proxy.proxy_protocol, default.proxy.proxy_protocol);
     assert_eq!(shipped.proxy.limits, default.proxy.limits);
     assert_eq!(shipped.proxy.drain, default.proxy.drain);
     assert_eq!(shipped.proxy.access_log, default.proxy.access_log);
@@ -315,7 +403,8 @@ fn the_shipped_file_names_only_keys_there_are() {
         } else if commented(line) && !line.starts_with("# endpoints") {
             // Left out: the one line that shows another value for a key that is set.
             text.push_str(&format!("{}\n", &line[2..]));
-        } else {
+        } else if !line.starts_with("self_signed") {
+            // Left out as well: the certificate that stands instead of the one in comments.
             text.push_str(&format!("{line}\n"));
         }
     }
@@ -323,6 +412,8 @@ fn the_shipped_file_names_only_keys_there_are() {
     text.push_str(&of_a_route);
     let settings = load(&text);
     assert!(settings.proxy.limits.requests_per_client.is_some());
+    let tls = settings.proxy.tls.unwrap();
+    assert!(matches!(tls.source, CertificateSource::Files(_)) && tls.shared_secret_file.is_some());
     assert!(settings.upstreams[0].tls.is_some() && settings.admin.token_file.is_some());
     assert!(settings.proxy.routes.last().is_some_and(|route| route.in_flight.is_some()));
 }
@@ -340,8 +431,10 @@ fn every_key_is_documented() {
 
 #[test]
 fn what_is_shown_loads_to_the_same() {
-    for text in [MINIMAL, SAMPLE, EVERYTHING, SHIPPED] {
-        let settings = load(text);
+    let appended = LISTENERS.iter().map(|(appended, ..)| *appended).chain(ONE_CERTIFICATE);
+    let appended = appended.map(|appended| format!("{MINIMAL}{appended}"));
+    for text in [SAMPLE, EVERYTHING, SHIPPED].map(str::to_owned).into_iter().chain(appended) {
+        let settings = load(&text);
         let again = load(&show::to_toml(&settings));
         assert_eq!(format!("{settings:?}"), format!("{again:?}"));
     }
@@ -358,14 +451,14 @@ fn a_key_that_is_not_known_is_refused() {
     )));
     let keeper_text =
         show::supervise_to_toml(&keeper(KEEPER).unwrap_or_else(|problems| panic!("{problems}")));
-    for (text, headers_min) in [(proxy, 13), (keeper_text, 6)] {
+    for (text, headers_min) in [(proxy, 15), (keeper_text, 6)] {
         let headers: Vec<&str> = text.lines().filter(|line| line.starts_with('[')).collect();
         assert!(headers.len() >= headers_min, "{headers:?}");
         // The table with free keys.
         for header in headers.into_iter().filter(|header| *header != "[process.environment]") {
             let bad = text.replacen(&format!("{header}\n"), &format!("{header}\nno_such_key = 1\n"), 1);
             let problems = match headers_min {
-                13 => settings(&bad).err(),
+                15 => settings(&bad).err(),
                 _ => keeper(&bad).err(),
             };
             let problems = problems.map(|problems| problems.to_string()).unwrap_or_default();
