@@ -2,6 +2,7 @@
 //! stand-ins; needs no root, no database, no network.
 
 mod ports;
+mod secret;
 mod template;
 
 use std::io::Write as _;
@@ -19,6 +20,12 @@ use super::Failure;
 use super::supervise::{ServeAdmin, keep, runtime, shutdown_on_signals};
 use crate::supervisor::probe::{Outcome, probe};
 use crate::supervisor::{Backoff, Config, HealthConfig, ProcessConfig};
+
+/// The file in the state directory that both nodes' keys for sessions come from.
+const SECRET: &str = "secret";
+
+/// What the certificate of the nodes is for.
+const NAMES: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
 /// How often the nodes are asked whether they are ready.
 const READY_INTERVAL: Duration = Duration::from_millis(100);
@@ -81,7 +88,7 @@ pub fn run(args: Args, registry: Registry, serve_admin: ServeAdmin) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes the state directory and the nodes' configurations in it; gives its absolute path, UTF-8.
+/// Makes the state directory, the nodes' secret and their configurations in it; gives its absolute path, UTF-8.
 fn prepare(state: &Path, ports: &Ports) -> anyhow::Result<String> {
     let cannot = || format!("cannot prepare the state directory {}", state.display());
     std::fs::create_dir_all(state).with_context(cannot)?;
@@ -89,10 +96,9 @@ fn prepare(state: &Path, ports: &Ports) -> anyhow::Result<String> {
     let Some(text) = state.to_str().map(str::to_owned) else {
         bail!("the path of the state directory {} is not UTF-8", state.display());
     };
+    secret::ensure(&state.join(SECRET)).with_context(cannot)?;
     for node in &ports.nodes {
-        let directory = state.join(format!("node-{}", node.name));
-        std::fs::create_dir_all(&directory).with_context(cannot)?;
-        let config = proxy_config(node, &ports.legacy, &directory);
+        let config = proxy_config(node, &ports.legacy, &state);
         std::fs::write(config_path(&text, node), config).with_context(cannot)?;
     }
     Ok(text)
@@ -102,14 +108,19 @@ fn config_path(state: &str, node: &Node) -> String {
     format!("{state}/proxy-{}.toml", node.name)
 }
 
-fn proxy_config(node: &Node, legacy: &[Legacy], directory: &Path) -> String {
+/// Both nodes have the one state directory, so that they have one certificate.
+fn proxy_config(node: &Node, legacy: &[Legacy], state: &Path) -> String {
     // TOML's basic strings and JSON's agree for every text; `{:?}` would not do, it writes \u{..}.
     let quoted = |text: &dyn ToString| json!(text.to_string()).to_string();
     let endpoints: Vec<String> = legacy.iter().map(|one| quoted(&one.listen)).collect();
+    let names = NAMES.map(|name| quoted(&name));
     let settings = [
         ("[node]", "name", quoted(&node.name)),
-        ("[node]", "state_dir", quoted(&directory.display())),
+        ("[node]", "state_dir", quoted(&state.display())),
         ("[listen]", "http", format!("[{}]", quoted(&node.http))),
+        ("[listen]", "https", format!("[{}]", quoted(&node.https))),
+        ("[tls]", "self_signed", format!("[{}]", names.join(", "))),
+        ("[tls]", "shared_secret_file", quoted(&state.join(SECRET).display())),
         ("[health]", "listen", format!("[{}]", quoted(&node.health))),
         ("[admin]", "listen", quoted(&node.admin)),
         ("[log]", "format", quoted(&"text")),
@@ -206,10 +217,11 @@ async fn wait_until_ready(ports: &Ports) {
 
 fn as_text(ports: &Ports, state: &str) -> String {
     let url = |address| format!("http://localhost:{}", reach(address).port());
+    let secure = |address| url(address).replacen("http", "https", 1);
     let mut text = String::from("\nReady.\n");
     let mut line = |what: &str, where_: String| text.push_str(&format!("  {what:<24}{where_}\n"));
-    for Node { name, http, health, admin } in &ports.nodes {
-        line(&format!("node {name}"), url(*http));
+    for Node { name, http, https, health, admin } in &ports.nodes {
+        line(&format!("node {name}"), format!("{} {}", url(*http), secure(*https)));
         line("  health", format!("{0}/live {0}/ready", url(*health)));
         line("  admin", format!("{0}/ {0}/metrics {0}/status", url(*admin)));
     }
@@ -221,9 +233,9 @@ fn as_text(ports: &Ports, state: &str) -> String {
     line("state and logs", state.to_owned());
     let [a, b] = &ports.nodes;
     text.push_str(&format!(
-        "\nTry:\n  curl -i {}/long_dummy\n  curl -i {}/api/movie/1\n  curl {}/status\n\n",
+        "\nTry:\n  curl -i {}/long_dummy\n  curl -ik {}/api/movie/1\n  curl {}/status\n\n",
         url(a.http),
-        url(b.http),
+        secure(b.https),
         url(ports.keeper),
     ));
     text
@@ -234,8 +246,11 @@ fn as_json(ports: &Ports, state: &str) -> String {
     let nodes: Vec<_> = ports
         .nodes
         .iter()
-        .map(|Node { name, http, health, admin }| {
-            json!({ "name": name, "http": url(*http), "health": url(*health), "admin": url(*admin) })
+        .map(|Node { name, http, https, health, admin }| {
+            let secure = format!("https://{}", reach(*https));
+            json!({
+                "name": name, "http": url(*http), "https": secure, "health": url(*health), "admin": url(*admin)
+            })
         })
         .collect();
     let legacy: Vec<_> = ports
@@ -263,9 +278,17 @@ mod tests {
         let ports = Ports::fixed(0, 2).unwrap();
         let state = prepare(&directory.path().join("made"), &ports).unwrap();
         let text = std::fs::read_to_string(config_path(&state, &ports.nodes[1])).unwrap();
+        let problems = crate::config::proxy::parse(Path::new("proxy-b.toml"), &text).err();
+        assert!(problems.is_none(), "{problems:?}");
         let table: toml::Table = text.parse().unwrap();
         assert_eq!(table["node"]["name"].as_str(), Some("b"));
         assert_eq!(table["listen"]["http"][0].as_str(), Some("[::]:8081"));
+        assert_eq!(table["listen"]["https"][0].as_str(), Some("[::]:8444"));
+        assert_eq!(table["listen"]["http3"].as_bool(), Some(true));
+        assert_eq!(table["tls"]["self_signed"].as_array().map(Vec::len), Some(3));
+        let secret = table["tls"]["shared_secret_file"].as_str().unwrap();
+        assert!(Path::new(secret).is_file() && secret.starts_with(&state), "{secret}");
+        assert_eq!(table["node"]["state_dir"].as_str(), Some(state.as_str()));
         assert_eq!(table["health"]["listen"][0].as_str(), Some("[::]:8102"));
         assert_eq!(table["admin"]["listen"].as_str(), Some("127.0.0.1:9102"));
         assert_eq!(table["upstream"][0]["endpoints"][1].as_str(), Some("127.0.0.1:27353"));
@@ -296,8 +319,13 @@ mod tests {
         let ports = Ports::fixed(0, 2).unwrap();
         let text = as_text(&ports, "/x");
         assert_eq!(text.matches("\n  curl ").count(), 3, "{text}");
-        assert!(!text.contains("https"), "{text}");
+        assert!(
+            text.contains("node b                  http://localhost:8081 https://localhost:8444\n"),
+            "{text}"
+        );
+        assert!(text.contains("curl -ik https://localhost:8444/"), "{text}");
         let value: serde_json::Value = serde_json::from_str(&as_json(&ports, "/x")).unwrap();
         assert_eq!(value["nodes"][0]["http"], "http://127.0.0.1:8080");
+        assert_eq!(value["nodes"][1]["https"], "https://127.0.0.1:8444");
     }
 }

@@ -8,6 +8,7 @@ pub mod dev;
 pub mod keeper;
 pub mod legacy;
 pub mod proxy;
+mod proxy_listeners;
 mod proxy_status;
 mod proxy_upstreams;
 pub mod status;

@@ -1,10 +1,9 @@
 //! `forefront proxy`: one proxy node, from its configuration file to its last request.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -14,6 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
+use super::proxy_listeners::{Latches, Listeners};
 use super::proxy_status::StatusSource;
 use super::proxy_upstreams::Upstreams;
 use crate::admin::{self, ActionError, Actions, Admin, PurgeRequest, Token};
@@ -22,7 +22,8 @@ use crate::config;
 use crate::config::proxy::{LogFormat, Settings};
 use crate::drain::Drain;
 use crate::listener::tcp::{self, ConnectionLimits};
-use crate::proxy::{Core, Proxy};
+use crate::listener::tls::Tls;
+use crate::proxy::Proxy;
 use crate::telemetry::access::{Target, Writer};
 use crate::telemetry::{self, Log, LogConfig};
 use crate::upstream;
@@ -30,6 +31,8 @@ use crate::upstream;
 /// How long the node waits for its cache to be warm before it gets ready without it: longer than the slow endpoint
 /// takes, shorter than anybody waits for a start.
 const WARM_PATIENCE: Duration = Duration::from_secs(10);
+/// How often the certificates' files are looked at.
+const CERTIFICATES_EVERY: Duration = Duration::from_secs(5);
 /// Descriptors beside those of clients: connections to origins, listeners, logs, probes, the admin's.
 const DESCRIPTORS_SPARE: u64 = 2048;
 /// What a node has open before its first client: runtimes, listeners, logs.
@@ -73,6 +76,7 @@ struct Node {
     proxy: Arc<Proxy>,
     upstreams: Arc<Upstreams>,
     limits: Arc<ConnectionLimits>,
+    tls: Option<Arc<Tls>>,
     settings: Settings,
     drain: Drain,
     closing: CancellationToken,
@@ -105,12 +109,15 @@ impl Node {
         let connections = &settings.proxy.limits;
         let open_max = connections_possible(connections.connections);
         let limits = ConnectionLimits::new(open_max, connections.connections_per_client, &registry)?;
-        let listeners = bind_all(&settings.proxy.listen_http, settings.proxy.threads)?;
-        let doors = listeners.iter().flatten().map(TcpListener::try_clone).collect::<Result<Vec<_>, _>>()?;
+        let listeners = Listeners::bind(&settings.proxy, &settings.state_dir, &registry)?;
+        let doors = listeners.closed()?;
+        let tls = listeners.tls();
         let opened = CancellationToken::new();
-        let cores = start_cores(listeners, &proxy, &limits, &opened, &closing, &stopped)?;
+        let latches = Latches { opened: opened.clone(), closing: closing.clone(), stopped: stopped.clone() };
+        let cores = listeners.start(&proxy, &limits, &latches)?;
 
-        let mut node = Node { file, proxy, upstreams, limits, settings, drain, closing, stopped };
+        let mut node = Node { file, proxy, upstreams, limits, tls, settings, drain, closing, stopped };
+        node.watch_certificates();
         cache.spawn_refresher(&tokio::runtime::Handle::current(), node.stopped.clone());
         node.open_doors(&registry, &cache).await?;
         let ready = node.drain.clone();
@@ -150,6 +157,30 @@ impl Node {
             access.flush(Duration::from_secs(1));
         }
         Ok(())
+    }
+
+    /// Takes certificates over when their files change, as tools that renew them do.
+    fn watch_certificates(&self) {
+        let Some(tls) = self.tls.clone() else { return };
+        let stopped = self.stopped.clone();
+        tokio::spawn(async move {
+            let mut tick = tokio::time::interval(CERTIFICATES_EVERY);
+            loop {
+                tokio::select! {
+                    () = stopped.cancelled() => return,
+                    _ = tick.tick() => {}
+                }
+                match tls.refresh() {
+                    None => {}
+                    Some(Ok(())) => {
+                        tracing::info!("certificates changed; the new ones are shown from now on")
+                    }
+                    Some(Err(error)) => {
+                        tracing::error!(%error, "certificates changed and cannot be used; the old ones are kept");
+                    }
+                }
+            }
+        });
     }
 
     /// Opens the health and admin listeners.
@@ -242,20 +273,31 @@ impl Node {
         let mut settings = config::proxy::load(&self.file).map_err(|problems| anyhow!("{problems}"))?;
         // All that may fail comes before anything changes; the routes, last of it, change as a whole or not.
         let change = self.upstreams.prepare(&settings.upstreams)?;
+        if let (Some(tls), Some(config)) = (&self.tls, &settings.proxy.tls) {
+            tls.reload(config)?;
+        }
         self.proxy.reload(&settings.proxy, &change.pools)?;
         self.upstreams.apply(change);
         let limits = &settings.proxy.limits;
         self.limits.set_max(connections_possible(limits.connections), limits.connections_per_client);
         let running = &self.settings.proxy;
-        if settings.proxy.listen_http != running.listen_http || settings.proxy.threads != running.threads {
+        let fixed = |config: &crate::proxy::Config| {
+            let listen = (config.listen_http.clone(), config.listen_https.clone(), config.http3);
+            (listen, config.threads, config.tls.is_some())
+        };
+        if fixed(&settings.proxy) != fixed(running) {
             tracing::warn!(
-                listening = ?running.listen_http,
+                http = ?running.listen_http,
+                https = ?running.listen_https,
+                http3 = running.http3,
                 threads = running.threads,
-                "`listen.http` and `node.threads` change only with a restart"
+                "the addresses of `[listen]`, `http3` and `node.threads` change only with a restart"
             );
         }
         // What cannot change stays on record as it runs, for the next comparison.
         settings.proxy.listen_http.clone_from(&running.listen_http);
+        settings.proxy.listen_https.clone_from(&running.listen_https);
+        settings.proxy.http3 = running.http3;
         settings.proxy.threads = running.threads;
         self.settings = settings;
         Ok(())
@@ -284,66 +326,6 @@ impl Node {
         self.stopped.cancel();
         tracing::info!("drained");
     }
-}
-
-/// One listening socket per core on each address. All or none. Where port 0 is asked for, all cores share the one port
-/// that the first of them got.
-fn bind_all(addresses: &[SocketAddr], cores: usize) -> anyhow::Result<Vec<Vec<TcpListener>>> {
-    let mut all: Vec<Vec<TcpListener>> =
-        (0..cores.max(1)).map(|_| Vec::with_capacity(addresses.len())).collect();
-    for wanted in addresses {
-        let mut address = *wanted;
-        let cannot = |address: SocketAddr| format!("cannot listen on {address}");
-        if address.port() != 0 {
-            tcp::is_free(address).with_context(|| cannot(address))?;
-        }
-        for of_core in &mut all {
-            let listener = tcp::bind(address).with_context(|| cannot(address))?;
-            address = listener.local_addr()?;
-            of_core.push(listener);
-        }
-        tracing::info!(listener = "http", %address, "bound; takes connections when ready");
-    }
-    Ok(all)
-}
-
-/// Starts an accept loop per core, each on a runtime and a thread of its own. They begin when `opened`.
-fn start_cores(
-    listeners: Vec<Vec<TcpListener>>,
-    proxy: &Arc<Proxy>,
-    limits: &Arc<ConnectionLimits>,
-    opened: &CancellationToken,
-    closing: &CancellationToken,
-    stopped: &CancellationToken,
-) -> anyhow::Result<Vec<JoinHandle<()>>> {
-    let mut cores = Vec::with_capacity(listeners.len());
-    for (number, of_core) in listeners.into_iter().enumerate() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (core, limits) = (Core(proxy.clone()), limits.clone());
-        let (opened, closing, stopped) = (opened.clone(), closing.clone(), stopped.clone());
-        let thread = std::thread::Builder::new().name(format!("core-{number}")).spawn(move || {
-            runtime.block_on(async move {
-                for listener in of_core {
-                    let (core, limits) = (core.clone(), limits.clone());
-                    let (opened, closing) = (opened.clone(), closing.clone());
-                    tokio::spawn(async move {
-                        // A socket that does not listen yet cannot be waited upon.
-                        tokio::select! {
-                            () = opened.cancelled() => {}
-                            () = closing.cancelled() => return,
-                        }
-                        if let Err(error) = tcp::accept(listener, limits, core, closing).await {
-                            tracing::error!(%error, "a listener ended");
-                        }
-                    });
-                }
-                stopped.cancelled().await;
-            });
-            runtime.shutdown_background();
-        })?;
-        cores.push(thread);
-    }
-    Ok(cores)
 }
 
 /// Opens a listener of the control runtime; `name` tells in the log what it is for.

@@ -31,6 +31,11 @@ impl AccessWriter {
         AccessWriter { writer }
     }
 
+    /// Is there a log at all?
+    pub fn is_on(&self) -> bool {
+        self.writer.is_some()
+    }
+
     /// Is a request with this status logged? Failures always are, unless the log is off.
     pub fn wants(&self, sample: f64, status: u16) -> bool {
         self.writer.is_some() && sample > 0.0 && (sample >= 1.0 || status >= 500 || fastrand::f64() < sample)
@@ -55,7 +60,11 @@ fn lay_out(context: &Context, line: &Line<'_>, out: &mut String) {
     // Writing to a String cannot fail.
     let _ = write!(out, "{{\"time\":{}.{:03},\"request_id\":", since.as_secs(), since.subsec_millis());
     text(context.id_bytes(), out);
-    let _ = write!(out, ",\"client\":\"{}\",\"protocol\":\"{}\",\"method\":", context.peer, context.protocol);
+    let _ = write!(
+        out,
+        ",\"client\":\"{}\",\"protocol\":\"{}\",\"method\":",
+        context.downstream.peer, context.downstream.protocol
+    );
     text(line.method.as_bytes(), out);
     out.push_str(",\"host\":");
     text(line.host.as_bytes(), out);
@@ -102,11 +111,13 @@ fn text(bytes: &[u8], out: &mut String) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::context::Downstream;
     use super::*;
 
     #[test]
     fn lines_are_json_whatever_the_client_sent() {
-        let mut context = Context::new(std::time::Instant::now(), "[::1]:9".parse().unwrap(), false);
+        let mut context =
+            Context::new(std::time::Instant::now(), Downstream::plain("[::1]:9".parse().unwrap()), false);
         context.endpoint = Some("127.0.0.1:1".into());
         context.failure = Some("connection_refused");
         let line = Line {

@@ -255,13 +255,7 @@ async fn hand_out<S: Session>(session: &mut S, context: &mut Context, entry: &En
     }
     let now = clock::now();
     let (age, ttl) = (entry.times.age(now), entry.times.ttl(now));
-    outgoing::stored(
-        age.as_secs(),
-        ttl.as_secs(),
-        cache_status(context.cache),
-        context.id_bytes(),
-        &mut lines,
-    );
+    outgoing::stored(age.as_secs(), ttl.as_secs(), cache_status(context.cache), context, &mut lines);
     let status = if unchanged { StatusCode::NOT_MODIFIED } else { entry.status };
     context.status = status.as_u16();
     let body = if unchanged { BodySize::None } else { BodySize::Length(entry.body.len() as u64) };
@@ -335,6 +329,7 @@ async fn finish<S: Session>(session: &mut S) -> Forwarded {
 
 #[cfg(test)]
 mod tests {
+    use super::super::context::Downstream;
     use super::*;
 
     #[test]
@@ -352,7 +347,7 @@ mod tests {
         let headers = header_map(&ResponseHead::new(status, Fields::from_pairs(fields)));
         let fetched = Fetched { status, headers, body: Bytes::from_static(b"sick"), sent_at: clock::now() };
         let peer = std::net::SocketAddr::from(([192, 0, 2, 1], 1));
-        let context = Context::new(clock::now(), peer, false);
+        let context = Context::new(clock::now(), Downstream::plain(peer), false);
         let mut lines = BytesMut::new();
         outgoing::answer(&received_head(&fetched), &context, b"forefront", true, &mut lines);
         let text = String::from_utf8_lossy(&lines);

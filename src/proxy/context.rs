@@ -32,6 +32,25 @@ impl CacheResult {
     }
 }
 
+/// The connection a request came on.
+#[derive(Clone, Copy, Debug)]
+pub struct Downstream {
+    /// The client's address: the peer's, or the one a balancer told by the PROXY protocol.
+    pub peer: SocketAddr,
+    pub scheme: &'static str,
+    /// `h1`, `h2`, `h3`.
+    pub protocol: &'static str,
+    /// The field line that offers HTTP/3; empty where it is not offered.
+    pub alt_svc: &'static [u8],
+}
+
+impl Downstream {
+    /// HTTP/1.1 without TLS.
+    pub fn plain(peer: SocketAddr) -> Downstream {
+        Downstream { peer, scheme: "http", protocol: "h1", alt_svc: b"" }
+    }
+}
+
 /// One request, as seen so far.
 #[derive(Debug)]
 pub struct Context {
@@ -39,12 +58,9 @@ pub struct Context {
     /// The id a trusted peer gave the request; goes before `id`.
     given_id: Option<Box<[u8]>>,
     pub started: Instant,
-    pub peer: SocketAddr,
+    pub downstream: Downstream,
     /// A peer of `limits.trusted`.
     pub trusted: bool,
-    pub scheme: &'static str,
-    /// `h1`, `h2`, `h3`.
-    pub protocol: &'static str,
     pub cache: CacheResult,
     /// The endpoint that answered, or was tried last.
     pub endpoint: Option<Box<str>>,
@@ -59,15 +75,13 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(started: Instant, peer: SocketAddr, trusted: bool) -> Context {
+    pub fn new(started: Instant, downstream: Downstream, trusted: bool) -> Context {
         Context {
             id: RequestId::next(),
             given_id: None,
             started,
-            peer,
+            downstream,
             trusted,
-            scheme: "http",
-            protocol: "h1",
             cache: CacheResult::Bypass,
             endpoint: None,
             retries: 0,

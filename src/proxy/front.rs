@@ -14,18 +14,23 @@ use super::routes::{Live, Route};
 use crate::cache::{Entry, key};
 use crate::http1::{host_of, valid_origin_form};
 use crate::listener::h1::Connection;
-use crate::route::Found;
+use crate::route;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Fields a plain request may have; with more the request goes the whole way.
 const PLAIN_FIELDS_MAX: usize = 48;
 
-/// A plain fresh hit, found in the first `consumed` bytes of the input.
-pub struct Hit {
+/// A stored answer that is fresh, and the route it belongs to.
+pub struct Found {
     pub entry: Arc<Entry>,
     pub route: Arc<Route>,
     pub now: Instant,
+}
+
+/// A plain fresh hit, found in the first `consumed` bytes of the input.
+pub struct Hit {
+    pub found: Found,
     consumed: usize,
     /// Places of target and host in the head.
     target: (usize, usize),
@@ -59,64 +64,85 @@ pub fn find(live: &Live, input: &[u8], scratch: &mut Scratch) -> Option<Hit> {
         return None;
     }
     let host = plain_host(parsed.headers)?;
-    let (path, query) = match target.split_once('?') {
-        Some((path, query)) => (path, Some(query)),
-        None => (target, None),
-    };
-    let Found::Route(route) = live.table.find(host_of(host), &Method::GET, path) else { return None };
-    let cache = route.cache.as_ref()?;
-    key::write(&mut scratch.key, route.scope(host_of(host)).as_ref(), path, query, &cache.policy.query);
-    let now = crate::clock::now();
-    let entry = cache.store.lookup(&scratch.key, now)?;
-    if !entry.vary.is_empty() {
-        return None;
-    }
+    let found = look_up(live, host, target, scratch)?;
     let place = |part: &str| {
         let start = part.as_ptr() as usize - input.as_ptr() as usize;
         (start, start + part.len())
     };
-    Some(Hit { entry, route: route.clone(), now, consumed, target: place(target), host: place(host) })
+    Some(Hit { found, consumed, target: place(target), host: place(host) })
 }
 
-/// The policy: the host of a request that is plain, `None` for one that is not. Plain is a request without content,
-/// conditions, ranges, expectations or upgrades, on a connection that lives on. `Cookie`, `Authorization` and
-/// `Cache-Control` do not matter: stored answers were fetched without them and are for everybody.
+/// As [`find`], for a request of HTTP/2 or HTTP/3 that has no content.
+pub fn find_parsed(live: &Live, request: &http::Request<()>, scratch: &mut Scratch) -> Option<Found> {
+    if !live.caches || request.method() != Method::GET || request.headers().len() > PLAIN_FIELDS_MAX {
+        return None;
+    }
+    let uri = request.uri();
+    let (host, target) = (uri.authority()?.as_str(), uri.path_and_query()?.as_str());
+    let plain = is_plain_host(host)
+        && valid_origin_form(target.as_bytes())
+        && request.headers().iter().all(|(name, value)| match name.as_str() {
+            "host" => value.as_bytes().eq_ignore_ascii_case(host.as_bytes()),
+            name => !stands_in_the_way(name.as_bytes(), value.as_bytes()),
+        });
+    if plain { look_up(live, host, target, scratch) } else { None }
+}
+
+/// The stored answer for a plain GET, if it is fresh.
+fn look_up(live: &Live, host: &str, target: &str, scratch: &mut Scratch) -> Option<Found> {
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    };
+    let route::Found::Route(route) = live.table.find(host_of(host), &Method::GET, path) else { return None };
+    let cache = route.cache.as_ref()?;
+    key::write(&mut scratch.key, route.scope(host_of(host)).as_ref(), path, query, &cache.policy.query);
+    let now = crate::clock::now();
+    let entry = cache.store.lookup(&scratch.key, now)?;
+    entry.vary.is_empty().then(|| Found { entry, route: route.clone(), now })
+}
+
+/// The host of a request whose fields are plain; `None` for one that is not. `Cookie`, `Authorization` and `Cache-Control` do
+/// not matter: stored answers were fetched without them and are for everybody.
 fn plain_host<'h>(headers: &[httparse::Header<'h>]) -> Option<&'h str> {
     let mut host = None;
     for header in headers {
         let name = header.name.as_bytes();
-        // By length first: most fields of a browser's request are told apart without comparing a letter.
-        let stands_in_the_way = match name.len() {
-            2 => name.eq_ignore_ascii_case(b"te"),
-            4 if name.eq_ignore_ascii_case(b"host") => {
-                let value = std::str::from_utf8(header.value).ok()?;
-                let sound = value
-                    .bytes()
-                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']'));
-                if host.is_some() || !sound || value.is_empty() {
-                    return None;
-                }
-                host = Some(value);
-                false
+        if name.len() == 4 && name.eq_ignore_ascii_case(b"host") {
+            let value = std::str::from_utf8(header.value).ok()?;
+            if host.is_some() || !is_plain_host(value) {
+                return None;
             }
-            5 => name.eq_ignore_ascii_case(b"range"),
-            6 => name.eq_ignore_ascii_case(b"expect"),
-            7 => name.eq_ignore_ascii_case(b"upgrade") || name.eq_ignore_ascii_case(b"trailer"),
-            10 if name.eq_ignore_ascii_case(b"connection") => {
-                !header.value.eq_ignore_ascii_case(b"keep-alive")
-            }
-            14 => name.eq_ignore_ascii_case(b"content-length"),
-            // As long as one of the conditions, which are looked for below.
-            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => true,
-            // An id from a trusted peer is taken over, on the way that can.
-            12 => name.eq_ignore_ascii_case(b"x-request-id"),
-            _ => name.len() > 3 && name[..3].eq_ignore_ascii_case(b"if-"),
-        };
-        if stands_in_the_way {
+            host = Some(value);
+        } else if stands_in_the_way(name, header.value) {
             return None;
         }
     }
     host
+}
+
+fn is_plain_host(host: &str) -> bool {
+    !host.is_empty()
+        && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b':' | b'[' | b']'))
+}
+
+/// The policy: is a request with this field not plain? Plain is a request without content, conditions, ranges, expectations or
+/// upgrades, on a connection that lives on.
+fn stands_in_the_way(name: &[u8], value: &[u8]) -> bool {
+    // By length first: most fields of a browser's request are told apart without comparing a letter.
+    match name.len() {
+        2 => name.eq_ignore_ascii_case(b"te"),
+        5 => name.eq_ignore_ascii_case(b"range"),
+        6 => name.eq_ignore_ascii_case(b"expect"),
+        7 => name.eq_ignore_ascii_case(b"upgrade") || name.eq_ignore_ascii_case(b"trailer"),
+        10 if name.eq_ignore_ascii_case(b"connection") => !value.eq_ignore_ascii_case(b"keep-alive"),
+        14 => name.eq_ignore_ascii_case(b"content-length"),
+        // As long as one of the conditions, which are looked for below.
+        17 if name.eq_ignore_ascii_case(b"transfer-encoding") => true,
+        // An id from a trusted peer is taken over, on the way that can.
+        12 => name.eq_ignore_ascii_case(b"x-request-id"),
+        _ => name.len() > 3 && name[..3].eq_ignore_ascii_case(b"if-"),
+    }
 }
 
 impl Hit {
@@ -129,18 +155,19 @@ impl Hit {
         close: bool,
     ) -> (BytesMut, std::io::Result<()>) {
         let head = connection.input.split_to(self.consumed);
-        let (age, ttl) = (self.entry.times.age(self.now), self.entry.times.ttl(self.now));
-        let body = &self.entry.body;
+        let Found { entry, now, .. } = &self.found;
+        let (age, ttl) = (entry.times.age(*now), entry.times.ttl(*now));
+        let body = &entry.body;
         let out = &mut connection.output;
-        out.reserve(self.entry.head.len() + 256);
-        out.extend_from_slice(&self.entry.head);
-        outgoing::stored(age.as_secs(), ttl.as_secs(), "hit", context.id.as_bytes(), out);
+        out.reserve(entry.head.len() + 256);
+        out.extend_from_slice(&entry.head);
+        outgoing::stored(age.as_secs(), ttl.as_secs(), "hit", context, out);
         if close {
             out.extend_from_slice(b"connection: close\r\n");
         }
         out.extend_from_slice(b"\r\n");
         context.cache = CacheResult::Hit;
-        context.status = self.entry.status.as_u16();
+        context.status = entry.status.as_u16();
         let sent = connection.send_with(body).await;
         if sent.is_ok() {
             context.bytes_out = body.len() as u64;

@@ -22,6 +22,7 @@ pub struct Metrics {
     bytes: IntCounterVec,
     retries: IntCounterVec,
     shed: IntCounterVec,
+    pub handshakes: Handshakes,
     /// Connections whose first bytes were no request at all.
     pub unrouted: std::sync::Arc<RouteMetrics>,
 }
@@ -65,10 +66,11 @@ impl Metrics {
         registry.register(Box::new(bytes.clone()))?;
         registry.register(Box::new(retries.clone()))?;
         registry.register(Box::new(shed.clone()))?;
+        let handshakes = Handshakes::new(registry)?;
         let unrouted = std::sync::Arc::new(RouteMetrics::resolve(
             "none", &requests, &durations, &in_flight, &bytes, &retries, &shed,
         ));
-        Ok(Metrics { requests, durations, in_flight, bytes, retries, shed, unrouted })
+        Ok(Metrics { requests, durations, in_flight, bytes, retries, shed, handshakes, unrouted })
     }
 
     /// The share of one route. The same name gives the same counters, so a reload loses nothing.
@@ -82,6 +84,43 @@ impl Metrics {
             &self.retries,
             &self.shed,
         )
+    }
+}
+
+/// TLS over TCP.
+#[derive(Clone)]
+pub struct Handshakes {
+    failed: IntCounter,
+    /// By version (1.2, 1.3), then in full or resumed.
+    completed: [[IntCounter; 2]; 2],
+}
+
+impl Handshakes {
+    fn new(registry: &Registry) -> Result<Handshakes, prometheus::Error> {
+        let family = IntCounterVec::new(
+            Opts::new(
+                "forefront_proxy_tls_handshakes_total",
+                "TLS handshakes over TCP by version and result: full, resumed, failed.",
+            ),
+            &["version", "result"],
+        )?;
+        registry.register(Box::new(family.clone()))?;
+        let of =
+            |version: &str| ["full", "resumed"].map(|result| family.with_label_values(&[version, result]));
+        Ok(Handshakes {
+            failed: family.with_label_values(&["none", "failed"]),
+            completed: [of("1.2"), of("1.3")],
+        })
+    }
+
+    pub fn failed(&self) {
+        self.failed.inc();
+    }
+
+    pub fn completed(&self, session: &rustls::ServerConnection) {
+        let version = usize::from(session.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_3));
+        let resumed = usize::from(session.handshake_kind() == Some(rustls::HandshakeKind::Resumed));
+        self.completed[version][resumed].inc();
     }
 }
 

@@ -6,10 +6,12 @@
 mod access_log;
 mod admission;
 mod caching;
+mod connection;
 mod context;
 mod forwarding;
 mod front;
 mod metrics;
+mod multiplexed;
 mod origin;
 mod outgoing;
 mod rescue;
@@ -39,8 +41,9 @@ use access_log::AccessWriter;
 use metrics::Metrics;
 use routes::Live;
 
+pub use connection::{Core, Door};
+pub use multiplexed::QuicCore;
 pub use routes::RoutesError;
-pub use serve::Core;
 pub use settings::{AccessLog, Config, DrainConfig, Limits, RouteConfig};
 
 /// The pools of a node by name.

@@ -4,9 +4,10 @@
 use std::net::IpAddr;
 
 use bytes::BytesMut;
-use http::StatusCode;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::context::Context;
+use crate::cache::Entry;
 use crate::clock;
 use crate::headers::{self, SELF};
 use crate::http1::{Fields, Framing, RequestHead, ResponseHead, tokens};
@@ -82,7 +83,9 @@ pub fn request(request: &RequestHead, context: &Context, hop: &Hop<'_>, out: &mu
         line("idempotency-key", context.id.as_bytes(), out);
     }
     forwarding(request, context, host, out);
-    line("via", if request.http11 { b"1.1 forefront" } else { b"1.0 forefront" }, out);
+    out.extend_from_slice(b"via: ");
+    out.extend_from_slice(request.version.number().as_bytes());
+    out.extend_from_slice(b" forefront\r\n");
     line("x-request-id", context.id_bytes(), out);
     match request.fields.get("traceparent").filter(|value| headers::is_traceparent(value)) {
         Some(value) => line("traceparent", value, out),
@@ -102,7 +105,7 @@ fn is_made_here(name: &str) -> bool {
 /// `X-Forwarded-*` and `Forwarded` (RFC 7239). What a trusted peer says of the hops before it is kept and added to; what
 /// any other client says is not believed and left out.
 fn forwarding(request: &RequestHead, context: &Context, host: &str, out: &mut BytesMut) {
-    let peer = text_of(context.peer.ip());
+    let peer = text_of(context.downstream.peer.ip());
     let before = |name| request.fields.all(name).filter(|_| context.trusted);
     out.extend_from_slice(b"x-forwarded-for: ");
     for value in before("x-forwarded-for") {
@@ -111,7 +114,7 @@ fn forwarding(request: &RequestHead, context: &Context, host: &str, out: &mut By
     }
     out.extend_from_slice(peer.as_bytes());
     out.extend_from_slice(b"\r\n");
-    let proto = before("x-forwarded-proto").next().unwrap_or(context.scheme.as_bytes());
+    let proto = before("x-forwarded-proto").next().unwrap_or(context.downstream.scheme.as_bytes());
     line("x-forwarded-proto", proto, out);
     line("x-forwarded-host", before("x-forwarded-host").next().unwrap_or(host.as_bytes()), out);
     out.extend_from_slice(b"forwarded: ");
@@ -120,7 +123,7 @@ fn forwarding(request: &RequestHead, context: &Context, host: &str, out: &mut By
         out.extend_from_slice(b", ");
     }
     out.extend_from_slice(b"for=");
-    match context.peer.ip() {
+    match context.downstream.peer.ip() {
         IpAddr::V4(_) => out.extend_from_slice(peer.as_bytes()),
         // An IPv6 address is quoted and bracketed (RFC 7239, 6).
         IpAddr::V6(_) => {
@@ -132,7 +135,7 @@ fn forwarding(request: &RequestHead, context: &Context, host: &str, out: &mut By
     out.extend_from_slice(b";host=\"");
     out.extend_from_slice(host.as_bytes());
     out.extend_from_slice(b"\";proto=");
-    out.extend_from_slice(context.scheme.as_bytes());
+    out.extend_from_slice(context.downstream.scheme.as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 
@@ -189,6 +192,7 @@ pub fn answer(
     line("via", if answer.http11 { b"1.1 forefront" } else { b"1.0 forefront" }, out);
     line("cache-status", cache_status, out);
     line("x-request-id", context.id_bytes(), out);
+    out.extend_from_slice(context.downstream.alt_svc);
 }
 
 /// Appends the field lines of an informational answer.
@@ -223,8 +227,8 @@ pub fn is_passed(upgrade: &[u8]) -> bool {
 }
 
 /// Appends what every stored answer gets when it is handed out: `Age`, `Cache-Status` with what is left of its lifetime,
-/// `x-request-id`.
-pub fn stored(age_seconds: u64, ttl_seconds: u64, result: &str, id: &[u8], out: &mut BytesMut) {
+/// `x-request-id`, `Alt-Svc`.
+pub fn stored(age_seconds: u64, ttl_seconds: u64, result: &str, context: &Context, out: &mut BytesMut) {
     use crate::listener::h1::push_number;
     out.extend_from_slice(b"age: ");
     push_number(age_seconds, out);
@@ -235,6 +239,33 @@ pub fn stored(age_seconds: u64, ttl_seconds: u64, result: &str, id: &[u8], out: 
     out.extend_from_slice(b"; ttl=");
     push_number(ttl_seconds, out);
     out.extend_from_slice(b"\r\nx-request-id: ");
-    out.extend_from_slice(id);
+    out.extend_from_slice(context.id_bytes());
     out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(context.downstream.alt_svc);
+}
+
+/// As [`stored`], for a protocol whose fields are a map: those of the entry, and what it gets when it is handed out.
+pub fn stored_fields(
+    entry: &Entry,
+    age_seconds: u64,
+    ttl_seconds: u64,
+    result: &str,
+    context: &Context,
+) -> HeaderMap {
+    let mut lines = BytesMut::with_capacity(192);
+    stored(age_seconds, ttl_seconds, result, context, &mut lines);
+    let lines = lines.freeze();
+    let mut fields = HeaderMap::with_capacity(entry.headers.len() + 4);
+    fields.extend(entry.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+    // One buffer holds the values of all of them.
+    for line in lines.split(|byte| *byte == b'\n') {
+        let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
+        let value = lines.slice_ref(line[colon + 1..].trim_ascii());
+        if let (Ok(name), Ok(value)) =
+            (HeaderName::from_bytes(&line[..colon]), HeaderValue::from_maybe_shared(value))
+        {
+            fields.append(name, value);
+        }
+    }
+    fields
 }

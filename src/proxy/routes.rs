@@ -10,6 +10,7 @@ use super::caching::Fetcher;
 use super::metrics::{Metrics, RouteMetrics};
 use super::settings::{Config, Limits, RouteConfig};
 use crate::cache::{self, Cache, Fetch};
+use crate::listener::ProxyProtocol;
 use crate::resilience::limit::{ClientKey, Keyed, Rate};
 use crate::route::{Conflict, Table};
 use crate::upstream::{Lease, Pool};
@@ -20,6 +21,7 @@ const RATED_CLIENTS_MAX: usize = 65_536;
 /// What a reload replaces as a whole. Requests keep the one they began with.
 pub struct Live {
     pub limits: Limits,
+    pub proxy_protocol: ProxyProtocol,
     pub table: Table<Arc<Route>>,
     pub rates: Option<Arc<Keyed>>,
     pub access_log_sample: f64,
@@ -67,6 +69,7 @@ impl Live {
         }
         Ok(Live {
             limits: config.limits.clone(),
+            proxy_protocol: config.proxy_protocol.clone(),
             caches: config.routes.iter().any(|route| route.cache.is_some()),
             table: Table::build(rules)?,
             rates: config.limits.requests_per_client.map(|rate| rates(rate, previous)),

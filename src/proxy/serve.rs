@@ -1,202 +1,42 @@
-//! A connection's requests, one after the other: read, bounded, answered from the front or taken through the phases.
+//! One request, whatever its protocol: bounded, routed, taken through the phases, answered, counted, logged.
 
-use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use http::Method;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Proxy;
 use super::access_log::Line;
 use super::caching::{self, Cached};
-use super::context::Context;
+use super::context::{Context, Downstream};
 use super::forwarding::{Forwarded, Forwarder};
-use super::front::{self, Scratch};
+use super::front::Found as FrontFound;
 use super::metrics::RouteMetrics;
 use super::rescue::Rescue;
 use super::routes::{Live, Route};
 use crate::clock;
-use crate::http1::{Framing, RequestHead};
-use crate::listener::h1::{Connection, Unfilled};
-use crate::listener::tcp::{Accepted, Handler};
+use crate::http1::{Framing, RequestHead, Version};
 use crate::listener::{AnswerHead, BodySize, Session};
 use crate::resilience::limit::ClientKey;
 use crate::route::Found;
 
-/// Serves the connections of one core.
-#[derive(Clone)]
-pub struct Core(pub Arc<Proxy>);
-
 /// Who is at the other end.
-struct Client {
+pub struct Client {
     key: Option<ClientKey>,
-    trusted: bool,
-}
-
-/// What became of one request of a connection.
-enum Next {
-    /// Ready for the next one.
-    Again,
-    /// The connection ends after what was answered.
-    Close,
-    /// Nobody is there any more.
-    Gone,
-}
-
-impl Handler for Core {
-    fn client(&self, peer: SocketAddr) -> Option<ClientKey> {
-        self.0.live.load().client(peer.ip())
-    }
-
-    fn serve(&self, accepted: Accepted) -> impl Future<Output = ()> + Send + 'static {
-        let proxy = self.0.clone();
-        async move {
-            let Accepted { stream, peer, permit } = accepted;
-            let closing = proxy.closing.clone().cancelled_owned();
-            let mut connection = Connection::new(stream, peer, closing);
-            let mut scratch = Scratch::default();
-            let next = loop {
-                match proxy.next(&mut connection, &mut scratch).await {
-                    Next::Again => {}
-                    other => break other,
-                }
-            };
-            if connection.abortive {
-                // Without a reset the client would take the cut answer for a whole one.
-                let _ = connection.io().set_zero_linger();
-            } else if matches!(next, Next::Close) {
-                connection.close().await;
-            }
-            drop(permit);
-        }
-    }
+    pub trusted: bool,
 }
 
 impl Proxy {
-    /// Waits for the next request of the connection and answers it.
-    async fn next<T: AsyncRead + AsyncWrite + Unpin + Send>(
-        self: &Arc<Self>,
-        connection: &mut Connection<T>,
-        scratch: &mut Scratch,
-    ) -> Next {
-        let idle_until = tokio::time::Instant::now() + self.live.load().limits.idle_timeout;
-        let mut head_until = None;
-        let mut parsed = 0;
-        loop {
-            skip_empty_lines(&mut connection.input);
-            // The first bytes are always looked at, for what is no request is refused at once; then nothing is until the
-            // head may have ended, or one that comes byte by byte would be parsed as often.
-            let look = parsed == 0 || may_end_head(&connection.input, parsed);
-            let too_long = connection.input.len() > self.live.load().limits.header_bytes;
-            if !connection.input.is_empty() && (look || too_long) {
-                parsed = connection.input.len();
-                let live = self.live.load();
-                if let Some(hit) = front::find(&live, &connection.input, scratch) {
-                    let client = Client::of(&live, connection.peer);
-                    if let Some(next) = self.hit(connection, &live, &client, hit).await {
-                        return next;
-                    }
-                }
-                let read = connection.input.len();
-                match RequestHead::take(&mut connection.input) {
-                    // A head that came in one go is whole before it can be seen to grow too long.
-                    Ok(Some(_)) if read - connection.input.len() > live.limits.header_bytes => {
-                        return self.refuse(connection, Rescue::HeadTooLarge).await;
-                    }
-                    Ok(Some(head)) => {
-                        let live = arc_swap::Guard::into_inner(live);
-                        return self.request(connection, live, head).await;
-                    }
-                    Ok(None) if connection.input.len() > live.limits.header_bytes => {
-                        return self.refuse(connection, Rescue::HeadTooLarge).await;
-                    }
-                    Ok(None) => {
-                        let timeout = live.limits.header_timeout;
-                        head_until.get_or_insert_with(|| tokio::time::Instant::now() + timeout);
-                    }
-                    Err(refused) => return self.refuse(connection, Rescue::Refused(refused)).await,
-                }
-            }
-            match connection.fill(head_until.unwrap_or(idle_until)).await {
-                Ok(()) => {}
-                Err(Unfilled::TimedOut) if head_until.is_some() => {
-                    return self.refuse(connection, Rescue::HeadTimeout).await;
-                }
-                Err(Unfilled::TimedOut | Unfilled::Closing) => return Next::Close,
-                Err(Unfilled::Closed) => return Next::Gone,
-            }
-        }
-    }
-
-    /// Answers a plain fresh hit. `None`: the client is over its rate, so the whole way says so.
-    async fn hit<T: AsyncRead + AsyncWrite + Unpin + Send>(
-        &self,
-        connection: &mut Connection<T>,
-        live: &Live,
-        client: &Client,
-        hit: front::Hit,
-    ) -> Option<Next> {
-        if client.within_rate(live, hit.now).is_err() {
-            return None;
-        }
-        let _in_flight = self.drain.guard();
-        let close = self.drain.draining();
-        let mut context = Context::new(hit.now, connection.peer, client.trusted);
-        let (head, sent) = hit.send(connection, &mut context, close).await;
-        let took = clock::now().saturating_duration_since(hit.now);
-        hit.route.metrics.ended(context.protocol, &Method::GET, context.status, false, took);
-        hit.route.metrics.moved(0, context.bytes_out, 0);
-        if self.access_log.wants(live.access_log_sample, context.status) {
-            self.access_log.write(
-                &context,
-                &Line {
-                    method: "GET",
-                    host: hit.host(&head),
-                    target: hit.target(&head),
-                    user_agent: None,
-                    route: &hit.route.config.name,
-                    took,
-                },
-            );
-        }
-        Some(match sent {
-            Ok(()) if close => Next::Close,
-            Ok(()) => Next::Again,
-            Err(_) => Next::Gone,
-        })
-    }
-
-    /// Takes a request through its phases and answers it.
-    async fn request<T: AsyncRead + AsyncWrite + Unpin + Send>(
-        self: &Arc<Self>,
-        connection: &mut Connection<T>,
-        live: Arc<Live>,
-        head: RequestHead,
-    ) -> Next {
-        let client = Client::of(&live, connection.peer);
-        let peer = connection.peer;
-        let mut exchange = connection.exchange(head);
-        let ended = self.serve(&mut exchange, live, client, peer).await;
-        match ended {
-            Ended::Whole if exchange.reusable() => Next::Again,
-            Ended::Whole => Next::Close,
-            Ended::Cut | Ended::ClientGone => Next::Gone,
-        }
-    }
-
     /// One request, whatever its protocol: bounded, routed, answered, counted, logged.
-    async fn serve<S: Session>(
+    pub(super) async fn serve<S: Session>(
         self: &Arc<Self>,
         session: &mut S,
         live: Arc<Live>,
         client: Client,
-        peer: SocketAddr,
+        downstream: Downstream,
     ) -> Ended {
         let _in_flight = self.drain.guard();
-        let mut context = Context::new(clock::now(), peer, client.trusted);
+        let mut context = Context::new(clock::now(), downstream, client.trusted);
         context.adopt_id(session.request());
         if self.drain.draining() {
             session.close_after();
@@ -239,7 +79,7 @@ impl Proxy {
         {
             return Forwarded::Rescue(Rescue::BodyTooLarge);
         }
-        if request.http11
+        if request.version != Version::Http10
             && request.fields.contains("expect")
             && !request.fields.has_token("expect", "100-continue")
         {
@@ -290,7 +130,8 @@ impl Proxy {
                 if rescue.ends_connection() {
                     session.close_after();
                 }
-                let answer = rescue.answer(context.id_bytes(), &clock::http_date());
+                let mut answer = rescue.answer(context.id_bytes(), &clock::http_date());
+                answer.lines.extend_from_slice(context.downstream.alt_svc);
                 let body = BodySize::Length(answer.body.len() as u64);
                 session.send_head(AnswerHead { status: answer.status, lines: &answer.lines, body });
                 let sent = async {
@@ -316,6 +157,19 @@ impl Proxy {
         }
     }
 
+    /// Counts and logs a plain fresh hit that was sent.
+    pub(super) fn account_hit(&self, live: &Live, context: &Context, hit: &FrontFound, line: HitLine<'_>) {
+        let took = clock::now().saturating_duration_since(hit.now);
+        hit.route.metrics.ended(context.downstream.protocol, &Method::GET, context.status, false, took);
+        hit.route.metrics.moved(0, context.bytes_out, 0);
+        if self.access_log.wants(live.access_log_sample, context.status) {
+            let HitLine { host, target } = line;
+            let route = &hit.route.config.name;
+            self.access_log
+                .write(context, &Line { method: "GET", host, target, user_agent: None, route, took });
+        }
+    }
+
     fn account(
         &self,
         request: &RequestHead,
@@ -326,7 +180,7 @@ impl Proxy {
         route: Option<&Route>,
     ) {
         let took = clock::now().saturating_duration_since(context.started);
-        counted.ended(context.protocol, &request.method, context.status, cut, took);
+        counted.ended(context.downstream.protocol, &request.method, context.status, cut, took);
         counted.moved(context.bytes_in, context.bytes_out, context.retries);
         if self.access_log.wants(live.access_log_sample, context.status) {
             self.access_log.write(
@@ -342,46 +196,16 @@ impl Proxy {
             );
         }
     }
-
-    /// Answers bytes that are no request, and ends the connection.
-    async fn refuse<T: AsyncRead + AsyncWrite + Unpin + Send>(
-        &self,
-        connection: &mut Connection<T>,
-        rescue: Rescue,
-    ) -> Next {
-        let context = Context::new(clock::now(), connection.peer, false);
-        let counted = &self.metrics.unrouted;
-        counted.rescued(rescue.reason());
-        let status = rescue.status().as_u16();
-        counted.ended(context.protocol, &Method::GET, status, false, std::time::Duration::ZERO);
-        let answer = rescue.answer(context.id_bytes(), &clock::http_date());
-        let mut head = BytesMut::new();
-        crate::listener::h1::lay_head(answer.status, &answer.lines, &mut head);
-        head.extend_from_slice(b"content-length: ");
-        crate::listener::h1::push_number(answer.body.len() as u64, &mut head);
-        head.extend_from_slice(b"\r\nconnection: close\r\n\r\n");
-        connection.output.extend_from_slice(&head);
-        match connection.send_with(&answer.body).await {
-            Ok(()) => Next::Close,
-            Err(_) => Next::Gone,
-        }
-    }
 }
 
-/// Empty lines before a request are passed over (RFC 9112, 2.2).
-fn skip_empty_lines(input: &mut BytesMut) {
-    while let Some(b'\r' | b'\n') = input.first() {
-        let _ = input.split_to(1);
-    }
+/// What the log tells of a hit's request.
+pub struct HitLine<'a> {
+    pub host: &'a str,
+    pub target: &'a str,
 }
 
-/// May a head end in what came after `from`?
-fn may_end_head(input: &[u8], from: usize) -> bool {
-    let window = &input[from.saturating_sub(3).min(input.len())..];
-    window.windows(2).any(|two| two == b"\n\n") || window.windows(3).any(|three| three == b"\n\r\n")
-}
-
-enum Ended {
+/// How an exchange ended.
+pub enum Ended {
     /// The client has a whole answer.
     Whole,
     /// The connection must end so that the client sees its answer is not whole.
@@ -390,13 +214,13 @@ enum Ended {
 }
 
 impl Client {
-    fn of(live: &Live, peer: SocketAddr) -> Client {
+    pub fn of(live: &Live, peer: std::net::SocketAddr) -> Client {
         let trusted = live.trusts(peer.ip());
         Client { key: (!trusted).then(|| ClientKey::from(peer.ip())), trusted }
     }
 
     /// Is this client within its rate of requests? If not, how long it must wait.
-    fn within_rate(&self, live: &Live, now: Instant) -> Result<(), std::time::Duration> {
+    pub fn within_rate(&self, live: &Live, now: Instant) -> Result<(), Duration> {
         match (&live.rates, self.key) {
             (Some(rates), Some(key)) => rates.take(key, now),
             _ => Ok(()),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::listener::{ProxyProtocol, TlsConfig};
 use crate::resilience::limit::Rate;
 use crate::resilience::retry::RetryClass;
 use crate::{cache, route};
@@ -18,6 +19,12 @@ pub struct Config {
     pub threads: usize,
     /// Plain HTTP listeners.
     pub listen_http: Vec<SocketAddr>,
+    /// HTTPS listeners: TCP, and UDP at the same port if `http3`. Not empty only if there is `tls`.
+    pub listen_https: Vec<SocketAddr>,
+    pub http3: bool,
+    pub tls: Option<TlsConfig>,
+    /// On the TCP listeners, before TLS.
+    pub proxy_protocol: ProxyProtocol,
     pub limits: Limits,
     pub drain: DrainConfig,
     pub routes: Vec<RouteConfig>,

@@ -89,6 +89,10 @@ fn config(routes: Vec<RouteConfig>) -> Config {
         node: "a".to_owned(),
         threads: 1,
         listen_http: Vec::new(),
+        listen_https: Vec::new(),
+        http3: false,
+        tls: None,
+        proxy_protocol: Default::default(),
         limits: Limits {
             connections: 10,
             connections_per_client: 10,

@@ -21,7 +21,7 @@ use std::time::Duration;
 use forefront::cache::Cache;
 use forefront::drain::Drain;
 use forefront::listener::tcp::{self, ConnectionLimits};
-use forefront::proxy::{Core, Pools, Proxy};
+use forefront::proxy::{Core, Door, Pools, Proxy};
 use forefront::upstream::{self, Pool};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
@@ -327,7 +327,9 @@ fn start_core(
             .enable_all()
             .build()
             .expect("a runtime can be made");
-        runtime.block_on(tcp::accept(listener, limits, Core(proxy), stopped)).expect("accepting goes on");
+        runtime
+            .block_on(tcp::accept(listener, limits, Core { proxy, door: Door::Http }, stopped))
+            .expect("accepting goes on");
         runtime.shutdown_background();
     });
     (address, id.recv().expect("the thread says its id"), thread)

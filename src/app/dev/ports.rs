@@ -1,9 +1,13 @@
 //! The addresses of `forefront dev`: the documented ones, all moved by an offset, or free ones.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::bail;
 use socket2::{Domain, Socket, Type};
+
+/// How often a port that is free over TCP may turn out to be taken over UDP.
+const FREE_TRIES: usize = 64;
 
 /// Most legacy stand-ins one `dev` starts: their documented ports are ten apart from their control ports.
 pub const LEGACY_MAX: u16 = 9;
@@ -20,6 +24,8 @@ pub struct Ports {
 pub struct Node {
     pub name: &'static str,
     pub http: SocketAddr,
+    /// TCP and UDP.
+    pub https: SocketAddr,
     pub health: SocketAddr,
     pub admin: SocketAddr,
 }
@@ -44,9 +50,8 @@ impl Ports {
     pub fn free(legacy: u16) -> anyhow::Result<Ports> {
         let mut held = Vec::new();
         Ports::with(legacy, |ip, _| {
-            let socket = bind(SocketAddr::new(ip, 0))?;
-            let address = socket.local_addr()?.as_socket().map_or(SocketAddr::new(ip, 0), |address| address);
-            held.push(socket);
+            let (address, sockets) = free_port(ip)?;
+            held.push(sockets);
             Ok(address)
         })
     }
@@ -57,15 +62,16 @@ impl Ports {
     ) -> anyhow::Result<Ports> {
         let all = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let mut node = |name, http, health, admin| -> anyhow::Result<Node> {
+        let mut node = |name, http, https, health, admin| -> anyhow::Result<Node> {
             Ok(Node {
                 name,
                 http: address(all, http)?,
+                https: address(all, https)?,
                 health: address(all, health)?,
                 admin: address(loopback, admin)?,
             })
         };
-        let nodes = [node("a", 8080, 8100, 9101)?, node("b", 8081, 8102, 9102)?];
+        let nodes = [node("a", 8080, 8443, 8100, 9101)?, node("b", 8081, 8444, 8102, 9102)?];
         let legacy = (0..legacy.min(LEGACY_MAX))
             .map(|number| {
                 Ok(Legacy {
@@ -78,18 +84,21 @@ impl Ports {
     }
 
     /// Every address, with what it is for.
-    pub fn all(&self) -> Vec<(String, SocketAddr)> {
+    pub fn all(&self) -> Vec<(String, Type, SocketAddr)> {
         let mut all = Vec::new();
-        for Node { name, http, health, admin } in &self.nodes {
-            all.push((format!("HTTP of node {name}"), *http));
-            all.push((format!("health of node {name}"), *health));
-            all.push((format!("admin of node {name}"), *admin));
+        let mut add = |what: String, kind: Type, address: SocketAddr| all.push((what, kind, address));
+        for Node { name, http, https, health, admin } in &self.nodes {
+            add(format!("HTTP of node {name}"), Type::STREAM, *http);
+            add(format!("HTTPS of node {name}"), Type::STREAM, *https);
+            add(format!("HTTP/3 of node {name}"), Type::DGRAM, *https);
+            add(format!("health of node {name}"), Type::STREAM, *health);
+            add(format!("admin of node {name}"), Type::STREAM, *admin);
         }
         for (Legacy { listen, control }, number) in self.legacy.iter().zip(1..) {
-            all.push((format!("legacy stand-in {number}"), *listen));
-            all.push((format!("control of legacy stand-in {number}"), *control));
+            add(format!("legacy stand-in {number}"), Type::STREAM, *listen);
+            add(format!("control of legacy stand-in {number}"), Type::STREAM, *control);
         }
-        all.push(("admin of the keeper".to_owned(), self.keeper));
+        add("admin of the keeper".to_owned(), Type::STREAM, self.keeper);
         all
     }
 
@@ -98,8 +107,8 @@ impl Ports {
         let taken: Vec<String> = self
             .all()
             .into_iter()
-            .filter_map(|(what, address)| {
-                bind(address).err().map(|error| format!("  {address} ({what}): {error}"))
+            .filter_map(|(what, kind, address)| {
+                bind(address, kind).err().map(|error| format!("  {address} ({what}): {error}"))
             })
             .collect();
         if !taken.is_empty() {
@@ -112,17 +121,33 @@ impl Ports {
     }
 }
 
+/// A port that is free over TCP and over UDP: HTTPS needs both, and for the others it does no harm.
+fn free_port(ip: IpAddr) -> anyhow::Result<(SocketAddr, [Socket; 2])> {
+    let any = SocketAddr::new(ip, 0);
+    for _ in 0..FREE_TRIES {
+        let tcp = bind(any, Type::STREAM)?;
+        let address = tcp.local_addr()?.as_socket().unwrap_or(any);
+        match bind(address, Type::DGRAM) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
+            udp => return Ok((address, [tcp, udp?])),
+        }
+    }
+    bail!("no port is free over both TCP and UDP")
+}
+
 /// Takes an address as a listener would, but without SO_REUSEPORT, so that it fails if anybody listens there.
-fn bind(address: SocketAddr) -> std::io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    // Connections of the last run in TIME_WAIT are no reason to refuse.
-    socket.set_reuse_address(true)?;
+fn bind(address: SocketAddr, kind: Type) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), kind, None)?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
+    // Connections of the last run in TIME_WAIT are no reason to refuse. (UDP has none.)
+    socket.set_reuse_address(kind == Type::STREAM)?;
     socket.bind(&address.into())?;
-    // SO_REUSEADDR lets a bound address be bound again unless somebody listens; this tells.
-    socket.listen(1)?;
+    if kind == Type::STREAM {
+        // SO_REUSEADDR lets a bound address be bound again unless somebody listens; this tells.
+        socket.listen(1)?;
+    }
     Ok(socket)
 }
 
@@ -142,12 +167,12 @@ mod tests {
     #[test]
     fn the_documented_ports_are_distinct_and_move_together() {
         let ports = Ports::fixed(0, 2).unwrap();
-        let numbers: BTreeSet<u16> = ports.all().iter().map(|(_, address)| address.port()).collect();
-        let expected = [8080, 8081, 8100, 8102, 9101, 9102, 9103, 27352, 27353, 27362, 27363];
+        let numbers: BTreeSet<u16> = ports.all().iter().map(|(_, _, address)| address.port()).collect();
+        let expected = [8080, 8081, 8443, 8444, 8100, 8102, 9101, 9102, 9103, 27352, 27353, 27362, 27363];
         assert_eq!(numbers, BTreeSet::from(expected));
         let moved = Ports::fixed(1000, 2).unwrap();
         for (one, other) in ports.all().iter().zip(moved.all()) {
-            assert_eq!(one.1.port() + 1000, other.1.port());
+            assert_eq!(one.2.port() + 1000, other.2.port());
         }
         assert!(Ports::fixed(40_000, 2).is_err());
     }
@@ -155,8 +180,8 @@ mod tests {
     #[test]
     fn free_ports_are_distinct_and_free() {
         let ports = Ports::free(3).unwrap();
-        let numbers: BTreeSet<u16> = ports.all().iter().map(|(_, address)| address.port()).collect();
-        assert_eq!(numbers.len(), 13);
+        let numbers: BTreeSet<u16> = ports.all().iter().map(|(_, _, address)| address.port()).collect();
+        assert_eq!(numbers.len(), 15);
     }
 
     #[test]
@@ -168,5 +193,14 @@ mod tests {
         let error = ports.check_free().unwrap_err().to_string();
         assert!(error.contains("legacy stand-in 1"), "{error}");
         assert!(error.contains(&holder.local_addr().unwrap().to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_port_taken_over_udp_only_is_named() {
+        let holder = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let mut ports = Ports::free(1).unwrap();
+        ports.nodes[1].https = holder.local_addr().unwrap();
+        let error = ports.check_free().unwrap_err().to_string();
+        assert!(error.contains("HTTP/3 of node b"), "{error}");
     }
 }
