@@ -111,6 +111,7 @@ impl Node {
         let limits = ConnectionLimits::new(open_max, connections.connections_per_client, &registry)?;
         let listeners = Listeners::bind(&settings.proxy, &settings.state_dir, &registry)?;
         let doors = listeners.closed()?;
+        let handed_over = listeners.handed_over();
         let tls = listeners.tls();
         let opened = CancellationToken::new();
         let latches = Latches { opened: opened.clone(), closing: closing.clone(), stopped: stopped.clone() };
@@ -123,6 +124,9 @@ impl Node {
         let ready = node.drain.clone();
         let warming = node.proxy.clone();
         let name = node.settings.proxy.node.clone();
+        if handed_over {
+            opened.cancel();
+        }
         // Clients come in once the cache is warm: a node that is restarted so fast that its balancer did not notice would else
         // make them wait for the slow endpoint. Refused meanwhile, they are sent to the other node.
         tokio::spawn(async move {
@@ -170,7 +174,10 @@ impl Node {
                     () = stopped.cancelled() => return,
                     _ = tick.tick() => {}
                 }
-                match tls.refresh() {
+                let looking = tls.clone();
+                // Files may be slow, and this runtime answers probes.
+                let looked = tokio::task::spawn_blocking(move || looking.refresh()).await;
+                match looked.ok().flatten() {
                     None => {}
                     Some(Ok(())) => {
                         tracing::info!("certificates changed; the new ones are shown from now on")

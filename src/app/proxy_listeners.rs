@@ -14,9 +14,10 @@ use socket2::{Socket, Type};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use crate::listener::QuicReset;
+use crate::listener::quic::{self, Latecomers};
 use crate::listener::tcp::{self, ConnectionLimits};
 use crate::listener::tls::Tls;
-use crate::listener::{QuicReset, quic};
 use crate::proxy::{Config, Core, Door, Proxy, QuicCore};
 
 /// How long clients may remember that HTTP/3 is offered; also how long they may try in vain after it was switched off.
@@ -35,6 +36,7 @@ struct Quic {
     index: usize,
     of: usize,
     settings: quic::Settings,
+    latecomers: Latecomers,
     alt_svc: &'static [u8],
 }
 
@@ -50,6 +52,7 @@ pub struct Listeners {
     shares: Vec<Share>,
     /// To be opened once clients are welcome. Those that were handed over are open already.
     closed: Vec<TcpListener>,
+    handed_over: bool,
     tls: Option<Arc<Tls>>,
     metrics: quic::Metrics,
 }
@@ -72,6 +75,7 @@ impl Listeners {
         let mut listeners = Listeners {
             shares: (0..config.threads.max(1)).map(|_| Share::default()).collect(),
             closed: Vec::new(),
+            handed_over: false,
             tls: None,
             metrics: quic::Metrics::register(registry)?,
         };
@@ -94,6 +98,11 @@ impl Listeners {
     /// The certificates in use, to be loaded anew.
     pub fn tls(&self) -> Option<Arc<Tls>> {
         self.tls.clone()
+    }
+
+    /// Is there a socket that clients are connecting to already? They wait for this node, whatever it waits for.
+    pub fn handed_over(&self) -> bool {
+        self.handed_over
     }
 
     /// The sockets that do not listen yet.
@@ -135,6 +144,7 @@ impl Listeners {
         let cannot = || format!("cannot listen on {wanted}");
         let mut address = wanted;
         if let Some(socket) = inherited.tcp(wanted) {
+            self.handed_over = true;
             for share in &mut self.shares {
                 share.tcp.push(Listening { socket: socket.try_clone()?, door: door(address) });
             }
@@ -177,6 +187,7 @@ impl Listeners {
             idle_timeout: limits.idle_timeout,
         };
         let handed_over = inherited.udp(address);
+        let latecomers = if handed_over.is_empty() { Latecomers::Refuse } else { Latecomers::Ignore };
         let sockets = if handed_over.is_empty() {
             let cannot = || format!("cannot listen on {address} (UDP)");
             quic::is_free(address).with_context(cannot)?;
@@ -186,7 +197,7 @@ impl Listeners {
         };
         let of = sockets.len();
         for (index, (socket, share)) in sockets.into_iter().zip(&mut self.shares).enumerate() {
-            share.quic.push(Quic { socket, index, of, settings: settings.clone(), alt_svc });
+            share.quic.push(Quic { socket, index, of, settings: settings.clone(), latecomers, alt_svc });
         }
         tracing::info!(listener = "http3", %address, sockets = of, "bound; takes connections when ready");
         Ok(())
@@ -272,7 +283,7 @@ impl CoreParts {
             () = self.latches.opened.cancelled() => {}
             () = self.latches.closing.cancelled() => return Ok(None),
         }
-        let Quic { socket, index, of, settings, alt_svc } = quic;
+        let Quic { socket, index, of, settings, latecomers, alt_svc } = quic;
         let endpoint = quic::endpoint(&settings, socket, index, of)?;
         let core = QuicCore { proxy: self.proxy.clone(), metrics: self.metrics.clone(), alt_svc };
         tokio::spawn(quic::accept(
@@ -280,6 +291,7 @@ impl CoreParts {
             self.limits.clone(),
             core,
             settings.handshake_timeout,
+            latecomers,
             self.metrics.clone(),
             self.latches.closing.clone(),
         ));

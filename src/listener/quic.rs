@@ -287,12 +287,22 @@ pub trait Handler: Clone + Send + 'static {
     fn serve(&self, connection: quinn::Connection) -> impl Future<Output = ()> + Send + 'static;
 }
 
+/// What becomes of clients that come while the node leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Latecomers {
+    /// They are told at once, and try elsewhere.
+    Refuse,
+    /// They are not answered: the socket is kept, and they try again in a moment, when another process reads it.
+    Ignore,
+}
+
 /// Accepts until `closing`; connections go on, and end with the endpoint.
 pub async fn accept(
     endpoint: quinn::Endpoint,
     limits: Arc<ConnectionLimits>,
     handler: impl Handler,
     handshake_timeout: Duration,
+    latecomers: Latecomers,
     metrics: Metrics,
     closing: CancellationToken,
 ) {
@@ -327,8 +337,15 @@ pub async fn accept(
             serve(incoming, handshake, permit, handler, handshake_timeout, metrics).await;
         });
     }
-    // From now on the endpoint refuses new connections by itself.
-    endpoint.set_server_config(None);
+    match latecomers {
+        // The endpoint does it by itself.
+        Latecomers::Refuse => endpoint.set_server_config(None),
+        Latecomers::Ignore => {
+            while let Some(incoming) = endpoint.accept().await {
+                incoming.ignore();
+            }
+        }
+    }
 }
 
 async fn serve(
