@@ -22,6 +22,7 @@ use super::multiplexed::{Incoming, Open, Tally, Unfit};
 use super::session::Gone;
 use crate::http1::{RequestHead, Version};
 
+mod frames;
 mod session;
 mod transport;
 
@@ -132,6 +133,10 @@ impl Connection {
                     self.quic.close(code(Code::H3_EXCESSIVE_LOAD), b"too many requests given up");
                     return None;
                 }
+                () = self.tally.disorder() => {
+                    self.quic.close(code(Code::H3_FRAME_UNEXPECTED), b"frames out of order");
+                    return None;
+                }
                 () = &mut self.sleep, if self.leaving != Leaving::No => {
                     if !self.leave_on().await {
                         return None;
@@ -225,7 +230,7 @@ async fn resolve(
             return None;
         }
     };
-    let mut streams = Streams { stream, facts, stopped: Some(stopped), open };
+    let mut streams = Streams { stream, facts, stopped: Some(stopped), passed_over: 0, open };
     if !is_well_formed(&request) {
         streams.malformed();
         return None;

@@ -53,6 +53,7 @@ pub struct Tally {
     begun: AtomicU32,
     abandoned: AtomicU32,
     excess: Notify,
+    disorder: Notify,
 }
 
 impl Tally {
@@ -72,6 +73,11 @@ impl Tally {
     pub async fn excess(&self) {
         self.excess.notified().await;
     }
+
+    /// Resolves when a request broke a rule for which the connection is to end.
+    pub async fn disorder(&self) {
+        self.disorder.notified().await;
+    }
 }
 
 /// One request under way.
@@ -81,6 +87,11 @@ pub struct Open {
 }
 
 impl Open {
+    /// The request broke a rule for which the connection is to end.
+    pub fn disorder(&self) {
+        self.tally.disorder.notify_one();
+    }
+
     /// The client gave this request up before it was answered.
     pub fn abandon(&self) {
         let abandoned = self.tally.abandoned.fetch_add(1, Relaxed) + 1;

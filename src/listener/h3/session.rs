@@ -29,6 +29,8 @@ pub(super) struct Streams {
     pub(super) facts: Arc<Facts>,
     /// `None` once it has resolved.
     pub(super) stopped: Option<BoxFuture<'static, bool>>,
+    /// Empty DATA frames passed over.
+    pub(super) passed_over: u64,
     pub(super) open: Open,
 }
 
@@ -42,7 +44,10 @@ impl Streams {
             match self.stream.poll_recv_data(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                // What was read may be ahead of what is given out, but never behind it.
+                Poll::Ready(Ok(None)) if self.passed_over < self.facts.empty_data() => self.passed_over += 1,
                 Poll::Ready(Ok(None)) if self.facts.ended() => return Poll::Ready(Ok(None)),
+                // Trailers; the end is still to come.
                 Poll::Ready(Ok(None)) => {}
                 Poll::Ready(Ok(Some(mut data))) => {
                     let bytes = data.copy_to_bytes(data.remaining());
@@ -156,6 +161,11 @@ impl Session for Exchange {
         let data = poll_fn(|cx| self.streams.poll_data(cx)).await.map_err(|_| Gone::Closed)?;
         if let Some(data) = data {
             return self.taken(data);
+        }
+        if self.streams.facts.disordered() {
+            // An invalid sequence of frames is an error of the connection (RFC 9114, 4.1).
+            self.streams.open.disorder();
+            return Err(Gone::Closed);
         }
         if matches!(self.request.framing, Framing::Length(announced) if announced != self.received) {
             return Err(self.broken("less content than Content-Length says"));

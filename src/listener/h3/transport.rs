@@ -19,13 +19,19 @@ use h3::quic::{ConnectionErrorIncoming, OpenStreams, StreamErrorIncoming, Stream
 use parking_lot::Mutex;
 use quinn::VarInt;
 
+use super::frames::Scanner;
+
 /// What is true of one request's streams, whatever `h3` says of it.
 #[derive(Debug, Default)]
 pub struct Facts {
     /// Stream id.
     pub id: u64,
-    /// The peer has sent everything (FIN): `h3` also takes an empty DATA frame for the end.
+    /// The peer has sent everything (FIN), and it was read.
     ended: AtomicBool,
+    /// DATA frames without content, read so far: `h3` takes each for the end.
+    empty_data: AtomicU64,
+    /// Frames came in an order they must not have.
+    disordered: AtomicBool,
     /// The code a stream dropped before its end is reset with; 0: it is finished, as `h3` expects for answers of its own.
     on_drop: AtomicU64,
 }
@@ -34,6 +40,16 @@ impl Facts {
     /// Has the peer sent everything?
     pub fn ended(&self) -> bool {
         self.ended.load(Relaxed)
+    }
+
+    /// DATA frames without content that were read so far.
+    pub fn empty_data(&self) -> u64 {
+        self.empty_data.load(Relaxed)
+    }
+
+    /// Have frames come in an order they must not have?
+    pub fn disordered(&self) -> bool {
+        self.disordered.load(Relaxed)
     }
 
     /// From now on the streams are reset with this code when they are dropped before their end.
@@ -99,7 +115,7 @@ impl h3::quic::Connection<Bytes> for Connection {
         cx: &mut Context<'_>,
     ) -> Poll<Result<RecvStream, ConnectionErrorIncoming>> {
         let stream = ready!(poll_next(&mut self.unidirectional, cx))?;
-        Poll::Ready(Ok(RecvStream { stream, facts: Arc::default() }))
+        Poll::Ready(Ok(RecvStream { stream, facts: Arc::default(), frames: None }))
     }
 
     fn poll_accept_bidi(
@@ -113,7 +129,7 @@ impl h3::quic::Connection<Bytes> for Connection {
         *self.newest.lock() = Some(Accepted { facts: facts.clone(), stopped });
         Poll::Ready(Ok(BidiStream {
             send: SendStream { stream: send, writing: None, ended: false, facts: facts.clone() },
-            recv: RecvStream { stream: recv, facts },
+            recv: RecvStream { stream: recv, facts, frames: Some(Scanner::default()) },
         }))
     }
 
@@ -230,6 +246,8 @@ impl h3::quic::SendStream<Bytes> for BidiStream {
 pub struct RecvStream {
     stream: quinn::RecvStream,
     facts: Arc<Facts>,
+    /// Of a request.
+    frames: Option<Scanner>,
 }
 
 impl h3::quic::RecvStream for RecvStream {
@@ -239,8 +257,14 @@ impl h3::quic::RecvStream for RecvStream {
         // Dropped while it is pending, the read loses nothing: quinn keeps the waker with the stream.
         let reading = pin!(self.stream.read_chunk(usize::MAX, true));
         let chunk = ready!(reading.poll(cx)).map_err(read_error)?;
-        if chunk.is_none() {
-            self.facts.ended.store(true, Relaxed);
+        match (&chunk, &mut self.frames) {
+            (Some(chunk), Some(frames)) => {
+                frames.pass(&chunk.bytes);
+                self.facts.empty_data.store(frames.empty_data, Relaxed);
+                self.facts.disordered.store(frames.disordered, Relaxed);
+            }
+            (Some(_), None) => {}
+            (None, _) => self.facts.ended.store(true, Relaxed),
         }
         Poll::Ready(Ok(chunk.map(|chunk| chunk.bytes)))
     }
