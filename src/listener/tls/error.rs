@@ -22,8 +22,6 @@ pub enum Error {
     PrivateKey { path: PathBuf, source: rustls::Error },
     #[error("the private key in {private_key:?} does not match the first certificate in {certificate:?}")]
     Mismatch { certificate: PathBuf, private_key: PathBuf, source: rustls::Error },
-    #[error("both {first:?} and {second:?} are for {name:?}; the settings can list the names each is for")]
-    NameTwice { name: String, first: PathBuf, second: PathBuf },
     #[error("there is no certificate to show")]
     NoCertificates,
     #[error(

@@ -21,8 +21,11 @@ pub(super) struct Selection {
 }
 
 impl Selection {
+    /// A name that two certificates have is the earlier one's: a renewed certificate may bring a name that it did not have
+    /// before, and must not keep the set from being used.
+    ///
     /// # Errors
-    /// [`Error::NameTwice`]; [`Error::NoCertificates`].
+    /// [`Error::NoCertificates`].
     pub(super) fn new(certificates: Vec<Certificate>) -> Result<Selection, Error> {
         let first = certificates.first().ok_or(Error::NoCertificates)?;
         let first = Arc::clone(&first.key);
@@ -33,13 +36,12 @@ impl Selection {
                     Entry::Vacant(free) => drop(free.insert(certificate)),
                     // One certificate may well say a name twice.
                     Entry::Occupied(taken) if std::ptr::eq(*taken.get(), certificate) => {}
-                    Entry::Occupied(taken) => {
-                        return Err(Error::NameTwice {
-                            name: name.clone(),
-                            first: taken.get().path.clone(),
-                            second: certificate.path.clone(),
-                        });
-                    }
+                    Entry::Occupied(taken) => tracing::warn!(
+                        name,
+                        shown = ?taken.get().path,
+                        passed_over = ?certificate.path,
+                        "two certificates are for one name; the settings can list the names each is for"
+                    ),
                 }
             }
         }
@@ -141,14 +143,13 @@ mod tests {
     }
 
     #[test]
-    fn two_certificates_for_one_name_are_refused() {
+    fn of_two_certificates_for_one_name_the_first_is_shown() {
         let dir = tempfile::tempdir().unwrap();
         let entries: [(&str, &[&str], &[&str]); 2] =
             [("one", &["a.example", "b.example"], &[]), ("two", &["c.example"], &["B.example"])];
-        let error = selection(dir.path(), &entries).unwrap_err();
-        assert!(matches!(&error, Error::NameTwice { name, .. } if name == "b.example"), "{error}");
-        let text = error.to_string();
-        assert!(text.contains("one.crt") && text.contains("two.crt"), "{text}");
+        let selection = selection(dir.path(), &entries).unwrap();
+        let chosen = selection.choose(Some("b.example"));
+        assert!(Arc::ptr_eq(&selection.certificates[0].key, &chosen));
     }
 
     #[test]
