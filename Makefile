@@ -4,7 +4,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release/forefront
 LOAD := python3 loadtest/run.py
 
-.PHONY: help run build test lint audit bench syscalls load load-steady drill stampede memory smoke \
+.PHONY: help interop run build test lint audit bench syscalls load load-steady drill stampede memory smoke \
         setup setup-build setup-load setup-bench
 
 help: ## this list
@@ -46,6 +46,11 @@ stampede: build setup-load ## 200 clients on an emptied cache; nobody waits at e
 
 memory: build setup-load ## memory of the proxy while ten clients read long lists slowly
 	$(LOAD) memory --binary $(RELEASE)
+
+interop: setup-build ## clients by others: curl, OpenSSL, aioquic, headless Chromium over HTTP/3; installs them
+	@tests/interop/setup.sh
+	cargo build --locked
+	python3 tests/interop/run.py --binary $(TARGET)/debug/forefront
 
 # Counts and no latencies, so the debug build will do, which `make test` has made already.
 smoke: setup-build setup-load ## a short run of the whole system that judges counts only

@@ -1,6 +1,6 @@
 //! What passes through the proxy arrives as it was sent, both ways.
 
-use crate::bed::{Answer, End, Legacy, Node, Origin, Wire, ok, request, route, upstream, within};
+use crate::bed::{Answer, End, Legacy, Node, Origin, Wire, content, ok, request, route, upstream, within};
 use std::time::Duration;
 
 const BODY_BYTES: usize = 5 * 1024 * 1024;
@@ -8,18 +8,6 @@ const BODY_BYTES: usize = 5 * 1024 * 1024;
 /// A node with one uncached route for everything.
 async fn before(origin: &Origin, more: &str) -> Node {
     Node::start(&format!("{more}\n{}{}", upstream(&[origin.address], ""), route("rest", "/*", ""))).await
-}
-
-/// Bytes without a period that a lost or doubled block could hide in.
-fn content(bytes: usize) -> Vec<u8> {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let next = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state as u8
-    };
-    (0..bytes).map(next).collect()
 }
 
 /// Sends back what it gets, framed as it was.

@@ -1,7 +1,7 @@
 //! A proxy node with a configuration of the test's.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -18,12 +18,14 @@ pub struct Node {
     pub http6: SocketAddr,
     pub admin: SocketAddr,
     pub health: SocketAddr,
+    /// TCP, and UDP where the test asked for HTTP/3. Unspecified where it asked for neither.
+    pub https: SocketAddr,
     directory: TempDir,
 }
 
 /// What a test does not say itself. Ports are the system's choice; the log tells them.
 const SECTIONS: [(&str, &str); 6] = [
-    ("[node]", "name = \"bed\"\nthreads = 2"),
+    ("[node]", "name = \"bed\"\nthreads = 2\nstate_dir = \"DIRECTORY\""),
     ("[listen]", "http = [\"127.0.0.1:0\", \"[::1]:0\"]"),
     ("[admin]", "listen = \"127.0.0.1:0\""),
     ("[health]", "listen = [\"127.0.0.1:0\"]"),
@@ -31,9 +33,19 @@ const SECTIONS: [(&str, &str); 6] = [
     ("[drain]", "delay = \"0s\"\ngrace = \"5s\""),
 ];
 
-fn whole(config: &str) -> String {
+/// A certificate of the node's own.
+pub const SELF_SIGNED: &str = "self_signed = [\"localhost\"]\n";
+
+/// Listeners for HTTPS and HTTP/3 too; `tls` are the keys of that section.
+pub fn https(tls: &str) -> String {
+    let listen = "http = [\"127.0.0.1:0\", \"[::1]:0\"]\nhttps = [\"127.0.0.1:0\"]\nhttp3 = true";
+    format!("[listen]\n{listen}\n[tls]\n{tls}\n")
+}
+
+fn whole(config: &str, directory: &Path) -> String {
     let missing = SECTIONS.iter().filter(|(section, _)| !config.contains(section));
-    missing.map(|(section, keys)| format!("{section}\n{keys}\n")).collect::<String>() + config
+    let text = missing.map(|(section, keys)| format!("{section}\n{keys}\n")).collect::<String>() + config;
+    text.replace("DIRECTORY", &directory.display().to_string())
 }
 
 /// An upstream without active health, so that only the test's requests reach the origin. `more` are further keys or
@@ -64,13 +76,18 @@ impl Node {
     pub async fn start_unready(config: &str) -> Node {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let file = directory.path().join("proxy.toml");
-        std::fs::write(&file, whole(config)).expect("the directory is ours");
+        std::fs::write(&file, whole(config, directory.path())).expect("the directory is ours");
         let mut process = Process::start(["proxy".as_ref(), "--config".as_ref(), file.as_os_str()]);
         let begun = Instant::now();
         loop {
-            let found = addresses(&process.log());
-            if let [http, http6, health, admin] = found[..] {
-                return Node { process, http, http6, admin, health, directory };
+            let log = process.log();
+            let of = |listener| addresses(&log, listener);
+            let (http, https) = (of("http"), of("https"));
+            let listens = http.len() == 2 && https.len() == usize::from(config.contains("https = ["));
+            if let (true, [health], [admin]) = (listens, &of("health")[..], &of("admin")[..]) {
+                let https = https.first().copied().unwrap_or(UNSPECIFIED);
+                let (http, http6, health, admin) = (http[0], http[1], *health, *admin);
+                return Node { process, http, http6, admin, health, https, directory };
             }
             assert!(!process.has_ended(), "the node ended: {}", process.log());
             assert!(begun.elapsed() < PATIENCE, "the node does not listen: {}", process.log());
@@ -84,7 +101,7 @@ impl Node {
 
     /// Writes another configuration; addresses stay as the system chose them.
     pub fn rewrite(&self, config: &str) {
-        std::fs::write(self.file(), whole(config)).expect("the directory is ours");
+        std::fs::write(self.file(), whole(config, self.directory.path())).expect("the directory is ours");
     }
 
     pub async fn connect(&self) -> Wire {
@@ -129,13 +146,16 @@ impl Node {
     }
 }
 
-/// The bound addresses, in the order of their binding.
-fn addresses(log: &str) -> Vec<SocketAddr> {
+const UNSPECIFIED: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+
+/// The bound addresses of a kind of listener, in the order of their binding.
+fn addresses(log: &str, listener: &str) -> Vec<SocketAddr> {
     log.lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .filter(|line| {
             line["message"] == "listening" || line["message"] == "bound; takes connections when ready"
         })
+        .filter(|line| line["listener"] == listener)
         .filter_map(|line| line["address"].as_str()?.parse().ok())
         .collect()
 }

@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::{PATIENCE, within};
 
 /// A connection, of a client or of an origin, and what was read from it but not used.
-pub struct Wire {
-    pub stream: TcpStream,
+pub struct Wire<S = TcpStream> {
+    pub stream: S,
     pub input: BytesMut,
 }
 
@@ -32,8 +32,14 @@ pub enum End {
     Whole,
     /// The connection closed before the promised end, or before any answer.
     Cut,
-    /// The connection was reset.
+    /// The connection was reset, or closed without TLS's farewell.
     Reset,
+    /// HTTP/2 and HTTP/3: the answer's stream was reset with this code.
+    Stream(u64),
+    /// HTTP/2 and HTTP/3: the connection was closed with this code.
+    Closed(u64),
+    /// HTTP/2 and HTTP/3: the client refused the answer, or lost the connection in some other way.
+    Broken,
 }
 
 /// An answer as the client saw it.
@@ -135,9 +141,27 @@ impl Wire {
         Wire { stream, input: BytesMut::new() }
     }
 
+    /// Does nothing come within this time?
+    pub async fn is_silent_for(&mut self, time: Duration) -> bool {
+        self.input.is_empty() && tokio::time::timeout(time, self.more()).await.is_err()
+    }
+
+    /// Ends the connection with a reset.
+    pub fn reset(self) {
+        let _ = self.stream.set_zero_linger();
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Sends; a peer that closed meanwhile is seen by who reads.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        let _ = within(PATIENCE, "sending", self.stream.write_all(bytes.as_ref())).await;
+        let _ = within(PATIENCE, "sending", self.sent(bytes.as_ref())).await;
+    }
+
+    async fn sent(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes).await?;
+        // TLS keeps what the socket did not take at once.
+        self.stream.flush().await
     }
 
     /// Sends a chunk of a chunked body; an empty one ends it.
@@ -300,15 +324,5 @@ impl Wire {
                 return end;
             }
         }
-    }
-
-    /// Does nothing come within this time?
-    pub async fn is_silent_for(&mut self, time: Duration) -> bool {
-        self.input.is_empty() && tokio::time::timeout(time, self.more()).await.is_err()
-    }
-
-    /// Ends the connection with a reset.
-    pub fn reset(self) {
-        let _ = self.stream.set_zero_linger();
     }
 }
