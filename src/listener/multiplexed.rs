@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use tokio::sync::Notify;
 
-use super::session::{Gone, Session};
-use crate::http1::RefusedRequest;
+use super::session::{AnswerHead, BodySize, Gone, Session};
+use crate::http1::{MalformedBody, RefusedRequest};
 
 /// Requests given up by the client before their answer that are never held against a connection.
 const ABANDONED_FREE: u32 = 100;
@@ -105,6 +105,70 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.tally.open.fetch_sub(1, Relaxed);
     }
+}
+
+/// An answer's head laid ready, and the content that is to follow it.
+#[derive(Debug, Default)]
+pub struct Laid {
+    head: Option<Response<()>>,
+    laid: bool,
+    /// Content still to be sent, where its length was announced.
+    left: Option<u64>,
+    /// No content is sent, whatever the head says of it.
+    pub bodiless: bool,
+}
+
+impl Laid {
+    /// Lays the head of the answer to a request of this method.
+    pub fn lay(&mut self, head: AnswerHead<'_>, method: &Method) {
+        debug_assert!(!self.laid, "an exchange has one head");
+        let mut response = interim(head.status, head.lines);
+        if let BodySize::Length(bytes) = head.body {
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
+            self.left = Some(bytes);
+        }
+        self.bodiless = head.body == BodySize::None || *method == Method::HEAD;
+        self.head = Some(response);
+        self.laid = true;
+    }
+
+    /// Has the head been laid, so that no informational answer may come any more?
+    pub fn is_laid(&self) -> bool {
+        self.laid
+    }
+
+    /// The head, once, to be sent.
+    pub fn take(&mut self) -> Option<Response<()>> {
+        self.head.take()
+    }
+
+    /// Content is sent: does it complete the answer? More than was announced is an error.
+    pub fn spend(&mut self, bytes: usize) -> Result<bool, Gone> {
+        let Some(left) = &mut self.left else { return Ok(false) };
+        *left = left.checked_sub(bytes as u64).ok_or(MalformedBody("more than announced"))?;
+        Ok(*left == 0)
+    }
+
+    /// Is there surely no content to come?
+    pub fn is_complete(&self) -> bool {
+        self.bodiless || self.left == Some(0)
+    }
+
+    /// The answer ends here. Less than was announced is an error.
+    pub fn end(&self) -> Result<(), Gone> {
+        match self.left {
+            Some(1..) if !self.bodiless => Err(MalformedBody("less than announced").into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An answer without content from a status and field lines.
+pub fn interim(status: StatusCode, lines: &[u8]) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    *response.headers_mut() = map_of(lines);
+    response
 }
 
 /// Field lines (`name: value CRLF`) as a map. What HTTP/2 and HTTP/3 cannot carry is left out: fields of one connection

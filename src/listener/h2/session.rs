@@ -9,12 +9,12 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::StatusCode;
 
 use super::gone;
 use crate::http1::{MalformedBody, RequestHead};
-use crate::listener::multiplexed::{Open, lines_of, map_of};
-use crate::listener::session::{AnswerHead, BodySize, Duplex, Gone, Piece, Session};
+use crate::listener::multiplexed::{Laid, Open, interim, lines_of, map_of};
+use crate::listener::session::{AnswerHead, Duplex, Gone, Piece, Session};
 
 /// The write timeout before the route says better.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -29,12 +29,8 @@ pub struct Exchange {
     first: Option<Bytes>,
     trailers: Option<Bytes>,
     respond: SendResponse<Bytes>,
-    /// Laid ready, not sent.
-    head: Option<Response<()>>,
+    answer: Laid,
     out: Option<SendStream<Bytes>>,
-    /// Content still to be sent, where its length was announced.
-    left: Option<u64>,
-    bodiless: bool,
     finished: bool,
     write_timeout: Duration,
     open: Open,
@@ -54,10 +50,8 @@ impl Exchange {
             first,
             trailers: None,
             respond,
-            head: None,
+            answer: Laid::default(),
             out: None,
-            left: None,
-            bodiless: false,
             finished: false,
             write_timeout: WRITE_TIMEOUT,
             open,
@@ -72,7 +66,7 @@ impl Exchange {
 
     /// Sends the head that was laid ready, if it is not sent yet; `end` ends the answer with it.
     fn begin(&mut self, end: bool) -> Result<(), Gone> {
-        if let Some(head) = self.head.take() {
+        if let Some(head) = self.answer.take() {
             self.out = Some(self.respond.send_response(head, end).map_err(gone)?);
             self.finished = end;
         }
@@ -151,44 +145,25 @@ impl Session for Exchange {
     }
 
     async fn send_interim(&mut self, status: StatusCode, lines: &[u8]) -> Result<(), Gone> {
-        if self.head.is_some() || self.out.is_some() {
+        if self.answer.is_laid() {
             return Ok(());
         }
-        let mut interim = Response::new(());
-        *interim.status_mut() = status;
-        *interim.headers_mut() = map_of(lines);
-        self.respond.send_informational(interim).map_err(gone)
+        self.respond.send_informational(interim(status, lines)).map_err(gone)
     }
 
     fn send_head(&mut self, head: AnswerHead<'_>) {
-        debug_assert!(self.head.is_none() && self.out.is_none(), "an exchange has one head");
-        let mut response = Response::new(());
-        *response.status_mut() = head.status;
-        let mut fields = map_of(head.lines);
-        if let BodySize::Length(bytes) = head.body {
-            fields.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
-            self.left = Some(bytes);
-        }
-        *response.headers_mut() = fields;
-        self.bodiless = head.body == BodySize::None || self.request.method == Method::HEAD;
-        self.head = Some(response);
+        self.answer.lay(head, &self.request.method);
     }
 
     async fn send(&mut self, mut data: Bytes) -> Result<(), Gone> {
-        if self.bodiless {
+        if self.answer.bodiless {
             return Ok(());
         }
         self.begin(false)?;
         while !data.is_empty() {
             let window = self.window(data.len()).await?;
             let part = data.split_to(window.min(data.len()));
-            let mut end = false;
-            if let Some(left) = &mut self.left {
-                *left = left
-                    .checked_sub(part.len() as u64)
-                    .ok_or(Gone::Malformed(MalformedBody("more than announced")))?;
-                end = *left == 0;
-            }
+            let end = self.answer.spend(part.len())?;
             let Some(out) = &mut self.out else { return Err(Gone::Closed) };
             out.send_data(part, end).map_err(gone)?;
             self.finished |= end;
@@ -197,23 +172,21 @@ impl Session for Exchange {
     }
 
     async fn flush(&mut self) -> Result<(), Gone> {
-        let end = self.bodiless || self.left == Some(0);
-        self.begin(end)
+        self.begin(self.answer.is_complete())
     }
 
     async fn finish(&mut self, trailers: &[u8]) -> Result<(), Gone> {
-        let bare = trailers.is_empty() && (self.bodiless || self.left.is_none_or(|left| left == 0));
-        self.begin(bare)?;
+        let trailers = map_of(trailers);
+        self.begin(trailers.is_empty() && self.answer.is_complete())?;
         if self.finished {
             return Ok(());
         }
-        if !self.bodiless && self.left.is_some_and(|left| left > 0) {
-            return Err(Gone::Malformed(MalformedBody("less than announced")));
-        }
+        self.answer.end()?;
         let Some(out) = &mut self.out else { return Err(Gone::Closed) };
-        match map_of(trailers) {
-            trailers if trailers.is_empty() => out.send_data(Bytes::new(), true).map_err(gone)?,
-            trailers => out.send_trailers(trailers).map_err(gone)?,
+        if trailers.is_empty() {
+            out.send_data(Bytes::new(), true).map_err(gone)?;
+        } else {
+            out.send_trailers(trailers).map_err(gone)?;
         }
         self.finished = true;
         Ok(())

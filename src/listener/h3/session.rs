@@ -11,12 +11,12 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures::future::BoxFuture;
 use h3::error::{Code, StreamError};
 use h3::server::RequestStream;
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::StatusCode;
 
 use super::transport::{BidiStream, Facts};
-use crate::http1::{Framing, MalformedBody, RequestHead};
-use crate::listener::multiplexed::{Open, lines_of, map_of};
-use crate::listener::session::{AnswerHead, BodySize, Duplex, Gone, Piece, Session};
+use crate::http1::{Framing, RequestHead};
+use crate::listener::multiplexed::{Laid, Open, interim, lines_of, map_of};
+use crate::listener::session::{AnswerHead, Duplex, Gone, Piece, Session};
 
 /// The write timeout before the route says better.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -74,12 +74,7 @@ pub struct Exchange {
     first: Option<Bytes>,
     received: u64,
     trailers: Option<Bytes>,
-    /// Laid ready, not sent.
-    head: Option<Response<()>>,
-    head_sent: bool,
-    /// Content still to be sent, where its length was announced.
-    left: Option<u64>,
-    bodiless: bool,
+    answer: Laid,
     write_timeout: Duration,
 }
 
@@ -94,10 +89,7 @@ impl Exchange {
             first,
             received: 0,
             trailers,
-            head: None,
-            head_sent: false,
-            left: None,
-            bodiless: false,
+            answer: Laid::default(),
             write_timeout: WRITE_TIMEOUT,
         }
     }
@@ -119,8 +111,7 @@ impl Exchange {
     }
 
     async fn begin(&mut self) -> Result<(), Gone> {
-        if let Some(head) = self.head.take() {
-            self.head_sent = true;
+        if let Some(head) = self.answer.take() {
             bounded(self.write_timeout, self.streams.stream.send_response(head)).await?;
         }
         Ok(())
@@ -188,38 +179,21 @@ impl Session for Exchange {
     }
 
     async fn send_interim(&mut self, status: StatusCode, lines: &[u8]) -> Result<(), Gone> {
-        if self.head.is_some() || self.head_sent {
+        if self.answer.is_laid() {
             return Ok(());
         }
-        let mut interim = Response::new(());
-        *interim.status_mut() = status;
-        *interim.headers_mut() = map_of(lines);
-        bounded(self.write_timeout, self.streams.stream.send_response(interim)).await
+        bounded(self.write_timeout, self.streams.stream.send_response(interim(status, lines))).await
     }
 
     fn send_head(&mut self, head: AnswerHead<'_>) {
-        debug_assert!(self.head.is_none() && !self.head_sent, "an exchange has one head");
-        let mut response = Response::new(());
-        *response.status_mut() = head.status;
-        let mut fields = map_of(head.lines);
-        if let BodySize::Length(bytes) = head.body {
-            fields.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes));
-            self.left = Some(bytes);
-        }
-        *response.headers_mut() = fields;
-        self.bodiless = head.body == BodySize::None || self.request.method == Method::HEAD;
-        self.head = Some(response);
+        self.answer.lay(head, &self.request.method);
     }
 
     async fn send(&mut self, mut data: Bytes) -> Result<(), Gone> {
-        if self.bodiless {
+        if self.answer.bodiless {
             return Ok(());
         }
-        if let Some(left) = &mut self.left {
-            *left = left
-                .checked_sub(data.len() as u64)
-                .ok_or(Gone::Malformed(MalformedBody("more than announced")))?;
-        }
+        self.answer.spend(data.len())?;
         self.begin().await?;
         while !data.is_empty() {
             let part = data.split_to(data.len().min(SEND_BYTES));
@@ -234,9 +208,7 @@ impl Session for Exchange {
 
     async fn finish(&mut self, trailers: &[u8]) -> Result<(), Gone> {
         self.begin().await?;
-        if !self.bodiless && self.left.is_some_and(|left| left > 0) {
-            return Err(Gone::Malformed(MalformedBody("less than announced")));
-        }
+        self.answer.end()?;
         let trailers = map_of(trailers);
         if !trailers.is_empty() {
             bounded(self.write_timeout, self.streams.stream.send_trailers(trailers)).await?;
