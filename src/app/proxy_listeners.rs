@@ -185,6 +185,7 @@ impl Listeners {
             streams: limits.streams_per_connection,
             handshake_timeout: limits.handshake_timeout,
             idle_timeout: limits.idle_timeout,
+            handshakes_free: quic::HANDSHAKES_FREE,
         };
         let handed_over = inherited.udp(address);
         let latecomers = if handed_over.is_empty() { Latecomers::Refuse } else { Latecomers::Ignore };
@@ -290,7 +291,7 @@ impl CoreParts {
             endpoint.clone(),
             self.limits.clone(),
             core,
-            settings.handshake_timeout,
+            settings,
             latecomers,
             self.metrics.clone(),
             self.latches.closing.clone(),

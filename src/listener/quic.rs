@@ -30,8 +30,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
 const SEND_WINDOW_BYTES: u64 = 1024 * 1024;
 /// Control stream, two of QPACK, and some of kinds unknown here (RFC 9114, 6.2).
 const UNI_STREAMS: u32 = 8;
-/// Handshakes under way on a core above which clients must show that their address is theirs (RFC 9000, 8.1.2).
-const HANDSHAKES_FREE: usize = 64;
+/// Fewer than these under way on a core are no flood.
+pub const HANDSHAKES_FREE: usize = 64;
 /// Handshakes under way on a core above which further ones are refused.
 const HANDSHAKES_MAX: usize = 1024;
 /// Datagrams that wait for a busy core.
@@ -54,6 +54,8 @@ pub struct Settings {
     pub handshake_timeout: Duration,
     /// A connection without any traffic.
     pub idle_timeout: Duration,
+    /// Handshakes under way on a core above which clients must show that their address is theirs (RFC 9000, 8.1.2).
+    pub handshakes_free: usize,
 }
 
 /// Why there is no endpoint.
@@ -301,11 +303,12 @@ pub async fn accept(
     endpoint: quinn::Endpoint,
     limits: Arc<ConnectionLimits>,
     handler: impl Handler,
-    handshake_timeout: Duration,
+    settings: Settings,
     latecomers: Latecomers,
     metrics: Metrics,
     closing: CancellationToken,
 ) {
+    let Settings { handshake_timeout, handshakes_free, .. } = settings;
     let handshakes = Arc::new(AtomicUsize::new(0));
     loop {
         let incoming = tokio::select! {
@@ -317,7 +320,7 @@ pub async fn accept(
             },
         };
         let busy = handshakes.load(Ordering::Relaxed);
-        if busy >= HANDSHAKES_FREE && !incoming.remote_address_validated() && incoming.may_retry() {
+        if busy >= handshakes_free && !incoming.remote_address_validated() && incoming.may_retry() {
             metrics.retried.inc();
             let _ = incoming.retry();
             continue;
@@ -405,41 +408,4 @@ pub fn canonical(peer: SocketAddr) -> SocketAddr {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_lead_to_their_core() {
-        for cores in [1, 2, 3, 16, 100] {
-            for core in 0..cores {
-                let mut steered = Steered { core, cores };
-                for _ in 0..300 {
-                    assert_eq!(steered.generate_cid()[0] % cores, core, "of {cores}");
-                }
-            }
-        }
-    }
-
-    /// Sends datagrams like those of QUIC to two sockets of one address, and looks which of them got each.
-    #[test]
-    fn datagrams_are_steered_by_the_id_whatever_port_they_come_from() {
-        let sockets = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();
-        assert_eq!(sockets.len(), 2, "this kernel cannot steer");
-        let address = sockets[0].local_addr().unwrap();
-        for socket in &sockets {
-            socket.set_nonblocking(false).unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        }
-        for id in 0..=20u8 {
-            let client = UdpSocket::bind("127.0.0.1:0").unwrap();
-            let short = [0x40, id, 9, 9, 9, 9, 9, 9, 9];
-            let long = [0xc0, 0, 0, 0, 1, 8, id, 9, 9, 9, 9, 9, 9, 9];
-            for datagram in [&short[..], &long] {
-                client.send_to(datagram, address).unwrap();
-                let mut got = [0; 64];
-                let (bytes, _) = sockets[usize::from(id % 2)].recv_from(&mut got).unwrap();
-                assert_eq!(&got[..bytes], datagram);
-            }
-        }
-    }
-}
+mod tests;
