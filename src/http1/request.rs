@@ -538,7 +538,8 @@ mod tests {
 
     #[test]
     fn a_multiplexed_request_is_checked_like_any() {
-        let cases: [(u16, &str, &str, &[(&str, &str)], bool); 12] = [
+        type Case<'a> = (u16, &'a str, &'a str, &'a [(&'a str, &'a str)], bool);
+        let cases: [Case<'_>; 12] = [
             (400, "", "/", &[], false),
             (400, "a", "/", &[("host", "b")], false),
             (400, "a", "/", &[("host", "a"), ("host", "a")], false),

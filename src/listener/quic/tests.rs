@@ -94,8 +94,12 @@ impl Handler for Held {
     }
 
     fn serve(&self, connection: quinn::Connection) -> impl Future<Output = ()> + Send + 'static {
-        async move { drop(connection.closed().await) }
+        until_closed(connection)
     }
+}
+
+async fn until_closed(connection: quinn::Connection) {
+    connection.closed().await;
 }
 
 /// An endpoint that accepts at most `connections` at once, where it is, and what it counts.
