@@ -4,8 +4,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release/forefront
 LOAD := python3 loadtest/run.py
 
-.PHONY: help interop run build test lint audit bench syscalls load load-steady drill stampede memory smoke \
-        setup setup-build setup-load setup-bench
+.PHONY: help interop run build h3load test lint audit bench syscalls load load-steady drill stampede memory drain \
+        handover certificate stalled smoke setup setup-build setup-load setup-bench
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -15,6 +15,10 @@ run: build ## the whole system on loopback: two nodes, two legacy stand-ins; Ctr
 
 build: setup-build ## the release binary
 	@cargo build --release --locked
+
+# Not in one call with the binary, whose features the development dependencies would change.
+h3load: setup-build
+	@cargo build --release --locked --example h3load
 
 test: setup-build ## all tests; needs only a Rust toolchain
 	cargo test --locked
@@ -28,7 +32,7 @@ lint: setup-build ## formatting, clippy, licences and bans
 audit: ## known vulnerabilities in dependencies (needs cargo-deny and the advisory database's network)
 	cargo deny check advisories
 
-bench: build setup-bench ## CPU per request beside nginx and haproxy, system calls per request; 4 to 7 minutes
+bench: build h3load setup-bench ## CPU per request beside nginx and haproxy, system calls per request; 9 to 12 minutes
 	python3 benches/syscalls.py --binary $(RELEASE)
 	python3 benches/peers.py --binary $(RELEASE)
 
@@ -51,6 +55,18 @@ interop: setup-build ## clients by others: curl, OpenSSL, aioquic, headless Chro
 	@tests/interop/setup.sh
 	cargo build --locked
 	python3 tests/interop/run.py --binary $(TARGET)/debug/forefront
+
+drain: build h3load setup-load ## a node drained at 120 requests/s over each protocol; 3 minutes
+	$(LOAD) drain --binary $(RELEASE)
+
+handover: build h3load setup-load ## a node restarted at 120 requests/s while its keeper holds the sockets; 3 minutes
+	$(LOAD) handover --binary $(RELEASE)
+
+certificate: build h3load setup-load ## the certificate replaced under load; 1 minute
+	$(LOAD) certificate --binary $(RELEASE)
+
+stalled: build h3load setup-load ## clients of each protocol that read nothing of 64 MB; 2 minutes
+	$(LOAD) stalled --binary $(RELEASE)
 
 # Counts and no latencies, so the debug build will do, which `make test` has made already.
 smoke: setup-build setup-load ## a short run of the whole system that judges counts only

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 _children: list[subprocess.Popen] = []
 
 
@@ -61,10 +62,25 @@ def end_on_signals() -> None:
         signal.signal(number, lambda n, _: exit(128 + n))
 
 
+def h3load() -> str:
+    """Our HTTP/3 client, an example of the package."""
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+    program = target / "release/examples/h3load"
+    if not program.exists():
+        raise SystemExit(f"{program} is missing: run `make h3load`")
+    return str(program)
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Free over TCP and UDP, as HTTPS and HTTP/3 want it."""
+    while True:
+        with socket.socket() as probe, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            probe.bind(("127.0.0.1", 0))
+            try:
+                other.bind(probe.getsockname())
+            except OSError:
+                continue
+            return probe.getsockname()[1]
 
 
 def wait_for_port(port: int, child: subprocess.Popen, log: pathlib.Path, seconds: float = 15.0) -> None:

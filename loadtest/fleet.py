@@ -22,6 +22,7 @@ STOP_SECONDS = 40
 class Node:
     name: str
     http: str  # host:port
+    https: str  # The same over TCP and UDP.
     health: str
     admin: str
 
@@ -62,9 +63,9 @@ class Fleet:
         for line in self.log.read_text(errors="replace").splitlines():
             if line.startswith('{"') and '"nodes"' in line:
                 told = json.loads(line)
-                bare = lambda url: url.removeprefix("http://")  # noqa: E731
+                bare = lambda url: url.split("://", 1)[1]  # noqa: E731
                 self.nodes = [
-                    Node(one["name"], bare(one["http"]), bare(one["health"]), bare(one["admin"])) for one in told["nodes"]
+                    Node(one["name"], *(bare(one[what]) for what in ("http", "https", "health", "admin"))) for one in told["nodes"]
                 ]
                 self.legacy = [Legacy(bare(one["http"]), bare(one["control"])) for one in told["legacy"]]
 

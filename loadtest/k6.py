@@ -24,6 +24,7 @@ class Request:
     end: float
     expected: bool
     connecting: float = 0.0  # Seconds; 0 on a connection that was used before.
+    protocol: str = ""  # HTTP/1.1, HTTP/2.0; HTTP/3 of h3load.
 
     @property
     def seconds(self) -> float:
@@ -33,7 +34,7 @@ class Request:
 class Run:
     """A script under way. `finish()` waits for its end and gives the Result."""
 
-    def __init__(self, script: str, scratch: pathlib.Path, every_request: bool = False, **environment):
+    def __init__(self, script: str, scratch: pathlib.Path, every_request: bool = False, godebug: str = "", **environment):
         label = f"{script}-{time.monotonic_ns()}"
         self.script, self.environment = script, environment
         self.summary, self.csv = scratch / f"{label}.json", scratch / f"{label}.csv" if every_request else None
@@ -44,7 +45,8 @@ class Run:
         for name, value in {**environment, "SUMMARY": self.summary}.items():
             command += ["-e", f"{name}={value}"]
         command.append(str(HERE / f"{script}.js"))
-        self.child = processes.start(command, self.log, env={**os.environ, "K6_CSV_TIME_FORMAT": "unix_micro"})
+        settings = {"K6_CSV_TIME_FORMAT": "unix_micro", "GODEBUG": godebug}
+        self.child = processes.start(command, self.log, env={**os.environ, **settings})
         self.began = time.time()
 
     def finish(self, seconds_max: float) -> "Result":
@@ -106,6 +108,7 @@ def read_requests(path: pathlib.Path) -> list[Request]:
                         start=end - float(row["metric_value"]) / 1e3,
                         end=end,
                         expected=row["expected_response"] == "true",
+                        protocol=row.get("proto", ""),
                     )
                 )
             elif row["metric_name"] == "http_req_blocked" and found:

@@ -5,6 +5,10 @@
     run.py faults     every fault, R1 and R2                 about 7 minutes
     run.py stampede   purge, 200 clients at once; expiry     about 3 minutes
     run.py memory     ten slow readers of the lists          about 2 minutes
+    run.py drain      a node drained over each protocol      about 3 minutes
+    run.py handover   a node restarted by hand-over          about 3 minutes
+    run.py certificate  replaced under load                  about 1 minute
+    run.py stalled    clients that read nothing              about 2 minutes
     run.py steady     60 requests/s for 30 minutes (--seconds)
     run.py smoke      counts only, never latency             about 40 seconds
 
@@ -25,6 +29,8 @@ import checks  # noqa: E402
 import faults  # noqa: E402
 import k6  # noqa: E402
 import processes  # noqa: E402
+import protocols  # noqa: E402
+import stalled  # noqa: E402
 from fleet import Fleet  # noqa: E402
 from report import Report  # noqa: E402
 
@@ -167,6 +173,25 @@ def memory(args, scratch: pathlib.Path, report: Report) -> None:
         checks.memory(fleet, report)
 
 
+def drain(args, scratch: pathlib.Path, report: Report) -> None:
+    with Fleet(args.binary, scratch) as fleet:
+        protocols.drain(fleet, scratch, report, max(30, args.seconds or 0), args.protocol)
+
+
+def handover(args, scratch: pathlib.Path, report: Report) -> None:
+    with Fleet(args.binary, scratch) as fleet:
+        protocols.handover(fleet, args.binary, scratch, report, max(30, args.seconds or 0), args.protocol)
+
+
+def certificate(args, scratch: pathlib.Path, report: Report) -> None:
+    with Fleet(args.binary, scratch) as fleet:
+        protocols.certificate(fleet, args.binary, scratch, report, args.seconds or 30)
+
+
+def stalled_clients(args, scratch: pathlib.Path, report: Report) -> None:
+    stalled.stalled(args.binary, scratch, report)
+
+
 def steady(args, scratch: pathlib.Path, report: Report) -> None:
     with Fleet(args.binary, scratch) as fleet:
         mix(fleet, scratch, report, "steady", 60, args.seconds or 1800)
@@ -189,7 +214,18 @@ def smoke(args, scratch: pathlib.Path, report: Report) -> None:
         add_same_count(result, reached, UNCACHED, report, "smoke")
 
 
-COMMANDS = {"load": load, "faults": all_faults, "stampede": stampede, "memory": memory, "steady": steady, "smoke": smoke}
+COMMANDS = {
+    "load": load,
+    "faults": all_faults,
+    "stampede": stampede,
+    "memory": memory,
+    "drain": drain,
+    "handover": handover,
+    "certificate": certificate,
+    "stalled": stalled_clients,
+    "steady": steady,
+    "smoke": smoke,
+}
 
 
 def main() -> int:
@@ -198,6 +234,8 @@ def main() -> int:
     parser.add_argument("--binary", type=pathlib.Path, default=ROOT / "target/release/forefront")
     parser.add_argument("--seconds", type=int, help="of each part that has a length of its own")
     parser.add_argument("--only", nargs="+", choices=FAULTS, help="of the faults; one may be named several times")
+    every = protocols.PROTOCOLS
+    parser.add_argument("--protocol", nargs="+", choices=every, default=every, help="of drain and handover")
     args = parser.parse_args()
     args.binary = args.binary.resolve()
     processes.end_on_signals()

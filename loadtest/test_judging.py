@@ -1,6 +1,7 @@
 """The judging of a run, on made-up requests: what no run of the system would show."""
 
 import contextlib
+import dataclasses
 import io
 import pathlib
 import sys
@@ -10,7 +11,9 @@ import unittest
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "benches"))
 
 import faults  # noqa: E402
+import h3  # noqa: E402
 import k6  # noqa: E402
+import protocols  # noqa: E402
 from report import Report  # noqa: E402
 
 AT = 1_000_010.0  # The instant of the fault: ten seconds after the first request.
@@ -71,6 +74,39 @@ class Judging(unittest.TestCase):
 
     def test_a_victim_that_stays_away_is_missed(self):
         self.assertIs(verdicts(load(), back=None)["serves again after"], False)
+
+
+def over(protocol: str, requests: list[k6.Request], bounded: bool = True) -> dict[str, bool | None]:
+    report = Report("test")
+    with contextlib.redirect_stdout(io.StringIO()):
+        protocols.judge("test", protocol, requests, AT, 20, report, bounded=bounded)
+    return {row["what"].removeprefix("test: "): row["good"] for row in report.rows}
+
+
+class JudgingProtocols(unittest.TestCase):
+    def test_a_clean_run_passes(self):
+        self.assertNotIn(False, over("h2", spoken("HTTP/2.0")).values())
+
+    def test_a_post_in_flight_may_not_be_lost(self):
+        lost = request(AT - 0.01, 0.02, "POST", good=False)
+        self.assertIs(over("h2", spoken("HTTP/2.0") + [lost])["failed"], False)
+        self.assertIsNone(over("h2", spoken("HTTP/2.0") + [lost], bounded=False)["failed"])
+
+    def test_another_protocol_is_missed(self):
+        self.assertIs(over("h1-tls", spoken("HTTP/2.0"))["spoken"], False)
+
+    def test_a_load_that_ended_before_the_fault_does_not_count(self):
+        early = [one for one in spoken("HTTP/3") if one.start < AT]
+        self.assertIs(over("h3", early * 2)["requests sent"], False)
+
+    def test_h3load_is_read_as_k6_is(self):
+        told = {"name": "movie", "method": "GET", "status": 0, "error": "lost", "start": AT, "seconds": 0.5}
+        (one,) = h3.requests({"requests": [told]})
+        self.assertEqual((one.expected, one.error, one.end, one.protocol), (False, "lost", AT + 0.5, "HTTP/3"))
+
+
+def spoken(protocol: str) -> list[k6.Request]:
+    return [dataclasses.replace(one, protocol=protocol) for one in load()]
 
 
 class Reading(unittest.TestCase):
