@@ -318,14 +318,15 @@ impl Node {
         tokio::time::sleep(drain.delay).await;
         self.closing.cancel();
         let idle = async {
-            self.drain.idle().await;
-            // The last answers are sent; their connections close by themselves within a moment.
-            let closed = async {
-                while self.limits.open() > 0 {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
+            // Connections close by themselves once their last answers are with their clients. Until then one more
+            // request may come on them, sent before its client read of the end.
+            loop {
+                self.drain.idle().await;
+                if self.limits.open() == 0 && self.drain.in_flight() == 0 {
+                    break;
                 }
-            };
-            let _ = tokio::time::timeout(Duration::from_millis(1500), closed).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
         };
         if tokio::time::timeout(drain.grace, idle).await.is_err() {
             tracing::warn!(in_flight = self.drain.in_flight(), "the grace period is over; requests are cut");

@@ -184,7 +184,6 @@ impl Listeners {
             reset_secret: tls.secret().derive("quic stateless reset", of_whom),
             streams: limits.streams_per_connection,
             handshake_timeout: limits.handshake_timeout,
-            idle_timeout: limits.idle_timeout,
             handshakes_free: quic::HANDSHAKES_FREE,
         };
         let handed_over = inherited.udp(address);
@@ -194,6 +193,13 @@ impl Listeners {
             quic::is_free(address).with_context(cannot)?;
             quic::bind(address, self.shares.len()).with_context(cannot)?
         } else {
+            anyhow::ensure!(
+                handed_over.len() <= self.shares.len(),
+                "{} UDP sockets were handed over for {address}, and there are {} cores to read them",
+                handed_over.len(),
+                self.shares.len()
+            );
+            quic::adopt(&handed_over).with_context(|| format!("cannot steer datagrams of {address}"))?;
             handed_over
         };
         let of = sockets.len();

@@ -211,7 +211,7 @@ fn trailers(buf: &mut BytesMut) -> Result<Option<Bytes>, MalformedBody> {
 }
 
 /// May a field of this name come after the content?
-fn may_be_trailer(name: &str) -> bool {
+pub fn may_be_trailer(name: &str) -> bool {
     const NEVER: [&str; 26] = [
         "age",
         "authorization",

@@ -8,7 +8,7 @@ mod fields;
 mod request;
 mod response;
 
-pub use body::{Decoded, Decoder, Encoder, MalformedBody};
+pub use body::{Decoded, Decoder, Encoder, MalformedBody, may_be_trailer};
 pub use fields::{Fields, tokens};
 pub use request::{Framing, RefusedRequest, RequestHead, Target, Version, host_of, valid_origin_form};
 pub use response::{MalformedResponse, ResponseHead};

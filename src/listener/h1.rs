@@ -176,10 +176,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection<T> {
     /// Closes gently: sends FIN, then reads for a short while what the client still sends, so that the kernel does not
     /// reset the connection and with it the answer the client has not read yet (RFC 9112, 9.6).
     pub async fn close(mut self) {
-        if self.io.shutdown().await.is_err() || self.eof {
+        let until = Instant::now() + LINGER;
+        let ended = tokio::time::timeout_at(until, self.io.shutdown()).await;
+        if !matches!(ended, Ok(Ok(()))) || self.eof {
             return;
         }
-        let until = Instant::now() + LINGER;
         let mut budget = LINGER_BYTES_MAX;
         while budget > 0 {
             self.input.clear();

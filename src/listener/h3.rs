@@ -2,7 +2,7 @@
 //! bounds of a connection, its end, and its requests as [`Session`](super::Session)s.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use futures::stream::FuturesUnordered;
 use h3::error::Code;
 use h3::server::RequestResolver;
 use http::{HeaderMap, Request, Response, StatusCode, header};
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, timeout};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::h2::waits_for_content;
@@ -27,15 +27,17 @@ mod session;
 mod transport;
 
 pub use session::Exchange;
-use session::Streams;
+use session::{Streams, WRITE_TIMEOUT, bounded};
 use transport::{Accepted, Newest};
 
 /// Requests the first GOAWAY still allows: those the client sent before it read of it.
 const STILL_TAKEN: usize = 1 << 20;
 /// Between the first GOAWAY and the last: some round trips (RFC 9114, 5.2).
 const GOAWAY_GAP: Duration = Duration::from_millis(250);
-/// How long the last bytes of the last answer may take to arrive before the connection is closed.
-const LAST_BYTES: Duration = Duration::from_millis(250);
+/// Answers are waited for until the client has them; then its words of farewell have so long.
+const LAST_BYTES: Duration = Duration::from_millis(20);
+/// Bytes of frames other than DATA that a client may make us hold, at least.
+const HELD_BYTES_MIN: u64 = 256 * 1024;
 
 /// The bounds of a connection.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +45,10 @@ pub struct Bounds {
     pub header_list_bytes: usize,
     /// From the beginning of a request to the end of its head.
     pub header_timeout: Duration,
+    /// For the settings of the connection.
+    pub handshake_timeout: Duration,
+    /// Without a request under way.
+    pub idle_timeout: Duration,
 }
 
 /// How far a connection's leaving has come.
@@ -68,9 +74,12 @@ pub struct Connection {
     bounds: Bounds,
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
     leaving: Leaving,
+    /// No request will come any more.
+    exhausted: bool,
     /// The first id that is no longer taken.
     limit: u64,
     next_id: u64,
+    used_at: Instant,
     sleep: Pin<Box<Sleep>>,
 }
 
@@ -82,10 +91,12 @@ impl Connection {
         closing: WaitForCancellationFutureOwned,
     ) -> Option<Connection> {
         let newest = Newest::default();
-        let transport = transport::Connection::new(quic.clone(), newest.clone());
+        let held_max = (4 * bounds.header_list_bytes as u64).max(HELD_BYTES_MIN);
+        let transport = transport::Connection::new(quic.clone(), newest.clone(), held_max);
         let mut builder = h3::server::builder();
         builder.max_field_section_size(bounds.header_list_bytes as u64).send_grease(false);
-        match builder.build(transport).await {
+        let used_at = Instant::now();
+        match timeout(bounds.handshake_timeout, builder.build(transport)).await.ok()? {
             Ok(inner) => Some(Connection {
                 quic,
                 inner,
@@ -95,9 +106,11 @@ impl Connection {
                 bounds,
                 closing: Box::pin(closing),
                 leaving: Leaving::No,
+                exhausted: false,
                 limit: u64::MAX,
                 next_id: 0,
-                sleep: Box::pin(tokio::time::sleep_until(Instant::now())),
+                used_at,
+                sleep: Box::pin(tokio::time::sleep_until(used_at + bounds.idle_timeout)),
             }),
             Err(error) => {
                 tracing::debug!(%error, "no HTTP/3");
@@ -111,13 +124,17 @@ impl Connection {
         loop {
             tokio::select! {
                 biased;
-                accepted = self.inner.accept() => match accepted {
+                accepted = self.inner.accept(), if !self.exhausted => match accepted {
                     Ok(Some(resolver)) => {
                         if let Some(arrival) = self.begin(resolver).await {
                             return Some(arrival);
                         }
                     }
-                    Ok(None) => return None,
+                    // The client says it will ask nothing more; it may still be reading.
+                    Ok(None) => {
+                        self.exhausted = true;
+                        self.leave().await;
+                    }
                     Err(error) => {
                         tracing::debug!(%error, "an HTTP/3 connection ended");
                         return None;
@@ -133,12 +150,8 @@ impl Connection {
                     self.quic.close(code(Code::H3_EXCESSIVE_LOAD), b"too many requests given up");
                     return None;
                 }
-                () = self.tally.disorder() => {
-                    self.quic.close(code(Code::H3_FRAME_UNEXPECTED), b"frames out of order");
-                    return None;
-                }
-                () = &mut self.sleep, if self.leaving != Leaving::No => {
-                    if !self.leave_on().await {
+                () = &mut self.sleep => {
+                    if !self.sleep_on().await {
                         return None;
                     }
                 }
@@ -161,14 +174,21 @@ impl Connection {
             return None;
         }
         self.next_id = facts.id + 4;
+        self.used_at = Instant::now();
         let open = self.tally.begin();
-        let timeout = self.bounds.header_timeout;
+        let patience = self.bounds.header_timeout;
         let mut resolving: BoxFuture<'static, Option<Arrival>> = Box::pin(async move {
-            let resolved = tokio::time::timeout(timeout, resolve(resolver, accepted, open)).await;
-            resolved.unwrap_or_else(|_| {
+            let watched = open.clone();
+            let mut resolving = pin!(resolve(resolver, accepted, open));
+            let resolved = timeout(patience, resolving.as_mut()).await.unwrap_or_else(|_| {
+                // Before the streams are dropped, with what waits for them.
                 facts.reset_on_drop(Code::H3_REQUEST_INCOMPLETE);
                 None
-            })
+            });
+            if resolved.is_none() {
+                watched.abandon();
+            }
+            resolved
         });
         match poll_fn(|cx| Poll::Ready(resolving.as_mut().poll(cx))).await {
             Poll::Ready(arrival) => arrival,
@@ -183,10 +203,36 @@ impl Connection {
     pub async fn leave(&mut self) {
         if self.leaving == Leaving::No {
             self.leaving = Leaving::Announced;
-            // A failure shows when the connection is read.
-            let _ = self.inner.shutdown(STILL_TAKEN).await;
+            if self.next_id == 0 {
+                // With nothing accepted `h3` says that nothing will be, whatever it is told.
+                self.limit = 0;
+            }
+            self.goaway(STILL_TAKEN).await;
             self.sleep.as_mut().reset(Instant::now() + GOAWAY_GAP);
         }
+    }
+
+    /// A client that reads nothing must not hold up its connection's other requests. A failure shows when the connection is
+    /// read; the limit holds whatever the client was told.
+    async fn goaway(&mut self, still_taken: usize) {
+        let _ = timeout(GOAWAY_GAP, self.inner.shutdown(still_taken)).await;
+    }
+
+    /// The timer fired: is the connection to go on?
+    async fn sleep_on(&mut self) -> bool {
+        if self.leaving != Leaving::No {
+            return self.leave_on().await;
+        }
+        let now = Instant::now();
+        if self.tally.open() > 0 {
+            self.used_at = now;
+        }
+        if now >= self.used_at + self.bounds.idle_timeout {
+            self.leave().await;
+        } else {
+            self.sleep.as_mut().reset(self.used_at + self.bounds.idle_timeout);
+        }
+        true
     }
 
     /// The next step of leaving; false: that was the last.
@@ -196,13 +242,13 @@ impl Connection {
             Leaving::No => return true,
             Leaving::Announced => {
                 self.limit = self.next_id;
-                let _ = self.inner.shutdown(1).await;
+                self.goaway(1).await;
                 self.leaving = Leaving::Said;
                 Duration::ZERO
             }
             Leaving::Said if idle => {
                 self.leaving = Leaving::Quiet;
-                LAST_BYTES.max(self.quic.rtt() * 4)
+                LAST_BYTES
             }
             Leaving::Said => Duration::from_millis(20),
             Leaving::Quiet => return false,
@@ -245,13 +291,16 @@ async fn resolve(
 }
 
 fn is_well_formed(request: &Request<()>) -> bool {
-    let fields = request.headers();
-    let of_one_connection = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
-    let te = fields.get(header::TE).is_none_or(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     let uri = request.uri();
     let whole = matches!(uri.scheme_str(), Some("https" | "http")) && uri.path_and_query().is_some();
-    te && !of_one_connection.iter().any(|name| fields.contains_key(*name))
-        && (whole || request.method() == http::Method::CONNECT)
+    !is_of_one_connection(request.headers()) && (whole || request.method() == http::Method::CONNECT)
+}
+
+/// Is there a field that HTTP/3 cannot have? (RFC 9114, 4.2)
+fn is_of_one_connection(fields: &HeaderMap) -> bool {
+    const NAMES: [&str; 5] = ["connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade"];
+    let te = fields.get(header::TE).is_none_or(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    !te || NAMES.iter().any(|name| fields.contains_key(*name))
 }
 
 /// One request whose head has come.
@@ -279,19 +328,25 @@ impl Incoming for Arrival {
         *response.status_mut() = status;
         *response.headers_mut() = fields;
         let stream = &mut streams.stream;
-        stream.send_response(response).await.map_err(|_| Gone::Closed)?;
-        if !body.is_empty() {
-            stream.send_data(body).await.map_err(|_| Gone::Closed)?;
-        }
-        stream.finish().await.map_err(|_| Gone::Closed)
+        bounded(WRITE_TIMEOUT, async {
+            stream.send_response(response).await?;
+            if !body.is_empty() {
+                stream.send_data(body).await?;
+            }
+            stream.finish().await
+        })
+        .await?;
+        streams.sent();
+        Ok(())
     }
 
     async fn into_session(mut self) -> Result<Exchange, Unfit<Self>> {
+        self.streams.facts.reset_on_drop(Code::H3_REQUEST_INCOMPLETE);
         if self.first.is_none() && !self.streams.facts.ended() && waits_for_content(&self.request) {
             match poll_fn(|cx| self.streams.poll_data(cx)).await {
                 Ok(first) => self.first = first,
                 Err(_) => {
-                    self.streams.open.abandon();
+                    self.streams.given_up();
                     return Err(Unfit::Gone);
                 }
             }

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, hea
 use tokio::sync::Notify;
 
 use super::session::{AnswerHead, BodySize, Gone, Session};
-use crate::http1::{MalformedBody, RefusedRequest};
+use crate::http1::{MalformedBody, RefusedRequest, may_be_trailer};
 
 /// Requests given up by the client before their answer that are never held against a connection.
 const ABANDONED_FREE: u32 = 100;
@@ -53,7 +53,6 @@ pub struct Tally {
     begun: AtomicU32,
     abandoned: AtomicU32,
     excess: Notify,
-    disorder: Notify,
 }
 
 impl Tally {
@@ -73,11 +72,6 @@ impl Tally {
     pub async fn excess(&self) {
         self.excess.notified().await;
     }
-
-    /// Resolves when a request broke a rule for which the connection is to end.
-    pub async fn disorder(&self) {
-        self.disorder.notified().await;
-    }
 }
 
 /// One request under way.
@@ -87,17 +81,20 @@ pub struct Open {
 }
 
 impl Open {
-    /// The request broke a rule for which the connection is to end.
-    pub fn disorder(&self) {
-        self.tally.disorder.notify_one();
-    }
-
     /// The client gave this request up before it was answered.
     pub fn abandon(&self) {
         let abandoned = self.tally.abandoned.fetch_add(1, Relaxed) + 1;
         if abandoned > ABANDONED_FREE && abandoned > self.tally.begun.load(Relaxed) / 2 {
             self.tally.excess.notify_one();
         }
+    }
+}
+
+/// The same request, under way in another place as well.
+impl Clone for Open {
+    fn clone(&self) -> Open {
+        self.tally.open.fetch_add(1, Relaxed);
+        Open { tally: self.tally.clone() }
     }
 }
 
@@ -189,10 +186,10 @@ pub fn map_of(lines: &[u8]) -> HeaderMap {
     map
 }
 
-/// Trailer fields as lines.
+/// Trailer fields as lines, without those that have no business among trailers.
 pub fn lines_of(map: &HeaderMap) -> Bytes {
     let mut lines = Vec::new();
-    for (name, value) in map {
+    for (name, value) in map.iter().filter(|(name, _)| may_be_trailer(name.as_str())) {
         lines.extend_from_slice(name.as_str().as_bytes());
         lines.extend_from_slice(b": ");
         lines.extend_from_slice(value.as_bytes().trim_ascii());
@@ -213,7 +210,9 @@ mod tests {
             map_of(b"Date: x\r\nset-cookie: a\r\nset-cookie: b\r\nconnection: close\r\nodd\r\nb d: e\r\n");
         let all: Vec<_> = map.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
         assert_eq!(all, [("date", &b"x"[..]), ("set-cookie", b"a"), ("set-cookie", b"b")]);
-        assert_eq!(&lines_of(&map)[..], b"date: x\r\nset-cookie: a\r\nset-cookie: b\r\n");
+        let trailers =
+            map_of(b"x-sum: 1\r\nx-forwarded-for: 127.0.0.1\r\nhost: b\r\ncontent-length: 5\r\nx-sum: 2\r\n");
+        assert_eq!(&lines_of(&trailers)[..], b"x-sum: 1\r\nx-sum: 2\r\n");
     }
 
     #[test]

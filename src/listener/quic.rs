@@ -36,10 +36,16 @@ pub const HANDSHAKES_FREE: usize = 64;
 const HANDSHAKES_MAX: usize = 1024;
 /// Datagrams that wait for a busy core.
 const SOCKET_BUFFER_BYTES: usize = 2 * 1024 * 1024;
+/// A peer of which nothing is heard for so long is gone; those that are there are asked in time.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// More cores than a byte of a connection ID can tell apart well share sockets.
+const SOCKETS_MAX: usize = 127;
 /// Bytes of a connection ID.
 const ID_BYTES: usize = 8;
 /// The code of a connection that ends without an error (RFC 9114, 8.1: H3_NO_ERROR).
 const NO_ERROR: VarInt = VarInt::from_u32(0x100);
+/// H3_EXCESSIVE_LOAD.
+const EXCESSIVE_LOAD: VarInt = VarInt::from_u32(0x107);
 
 /// What an endpoint is made of.
 #[derive(Clone)]
@@ -52,8 +58,6 @@ pub struct Settings {
     /// Concurrent requests of one connection.
     pub streams: usize,
     pub handshake_timeout: Duration,
-    /// A connection without any traffic.
-    pub idle_timeout: Duration,
     /// Handshakes under way on a core above which clients must show that their address is theirs (RFC 9000, 8.1.2).
     pub handshakes_free: usize,
 }
@@ -73,8 +77,9 @@ pub enum Error {
 /// steer: then one, for all.
 pub fn bind(address: SocketAddr, cores: usize) -> io::Result<Vec<UdpSocket>> {
     let mut address = address;
+    let cores = cores.clamp(1, SOCKETS_MAX);
     let mut sockets = Vec::with_capacity(cores);
-    for _ in 0..cores.max(1) {
+    for _ in 0..cores {
         let socket = bind_one(address)?;
         address = socket.local_addr()?;
         sockets.push(socket);
@@ -86,6 +91,14 @@ pub fn bind(address: SocketAddr, cores: usize) -> io::Result<Vec<UdpSocket>> {
         sockets.truncate(1);
     }
     Ok(sockets)
+}
+
+/// As [`bind`], for sockets of one address that were handed over. Each of them must be read.
+pub fn adopt(sockets: &[UdpSocket]) -> io::Result<()> {
+    match sockets {
+        [first, _, ..] => steer(first, sockets.len()),
+        _ => Ok(()),
+    }
 }
 
 fn bind_one(address: SocketAddr) -> io::Result<UdpSocket> {
@@ -178,7 +191,10 @@ pub fn endpoint(
     let byte = |number: usize| u8::try_from(number).ok().filter(|number| *number < 128);
     let (core, cores) = (byte(core).unwrap_or(0), byte(cores).unwrap_or(1).max(1));
     let steered = move || Box::new(Steered { core, cores }) as Box<dyn ConnectionIdGenerator>;
-    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &settings.reset_secret)));
+    // A key of its own for each core: a packet that strays to another one must not reset a living connection.
+    let secret = hmac::Key::new(hmac::HMAC_SHA256, &settings.reset_secret);
+    let of_core = hmac::sign(&secret, &core.to_be_bytes());
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, of_core.as_ref())));
     config.cid_generator(steered);
     let server = server_config(settings)?;
     Ok(quinn::Endpoint::new(config, Some(server), socket, Arc::new(TokioRuntime))?)
@@ -200,7 +216,8 @@ fn server_config(settings: &Settings) -> Result<quinn::ServerConfig, Error> {
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
         .send_window(SEND_WINDOW_BYTES)
         .datagram_receive_buffer_size(None)
-        .max_idle_timeout(settings.idle_timeout.try_into().ok());
+        .keep_alive_interval(Some(SILENCE_MAX / 3))
+        .max_idle_timeout(SILENCE_MAX.try_into().ok());
     server.transport_config(Arc::new(transport));
     Ok(server)
 }
@@ -326,7 +343,10 @@ pub async fn accept(
             continue;
         }
         let peer = canonical(incoming.remote_address());
-        let permit = match limits.admit(handler.client(peer)) {
+        // An address that may be forged is not charged for its connections before it is shown to be true.
+        let charged = incoming.remote_address_validated();
+        let client = handler.client(peer);
+        let permit = match limits.admit(client.filter(|_| charged)) {
             Some(permit) if busy < HANDSHAKES_MAX => permit,
             _ => {
                 metrics.refused.inc();
@@ -337,16 +357,14 @@ pub async fn accept(
         let (handler, metrics) = (handler.clone(), metrics.clone());
         let handshake = Handshake::begin(&handshakes);
         tokio::spawn(async move {
-            serve(incoming, handshake, permit, handler, handshake_timeout, metrics).await;
+            let uncharged = client.filter(|_| !charged);
+            serve(incoming, handshake, (permit, uncharged), handler, handshake_timeout, metrics).await;
         });
     }
-    match latecomers {
-        // The endpoint does it by itself.
-        Latecomers::Refuse => endpoint.set_server_config(None),
-        Latecomers::Ignore => {
-            while let Some(incoming) = endpoint.accept().await {
-                incoming.ignore();
-            }
+    while let Some(incoming) = endpoint.accept().await {
+        match latecomers {
+            Latecomers::Refuse => incoming.refuse(),
+            Latecomers::Ignore => incoming.ignore(),
         }
     }
 }
@@ -354,7 +372,7 @@ pub async fn accept(
 async fn serve(
     incoming: Incoming,
     handshake: Handshake,
-    permit: Permit,
+    (mut permit, uncharged): (Permit, Option<ClientKey>),
     handler: impl Handler,
     timeout: Duration,
     metrics: Metrics,
@@ -372,8 +390,13 @@ async fn serve(
             return;
         }
     };
-    metrics.completed.inc();
     drop(handshake);
+    if uncharged.is_some_and(|client| !permit.count(client)) {
+        metrics.refused.inc();
+        connection.close(EXCESSIVE_LOAD, b"too many connections");
+        return;
+    }
+    metrics.completed.inc();
     handler.serve(connection.clone()).await;
     connection.close(NO_ERROR, b"");
     metrics.ended(&connection);

@@ -84,16 +84,21 @@ impl Proxy {
             h3::Bounds {
                 header_list_bytes: live.limits.header_list_bytes,
                 header_timeout: live.limits.header_timeout,
+                handshake_timeout: live.limits.handshake_timeout,
+                idle_timeout: live.limits.idle_timeout,
             }
         };
-        let mut peer = quic::canonical(connection.remote_address());
+        // Of trust and rates the address counts that was validated in the handshake. One that a connection moves to is
+        // believed by QUIC before it is (RFC 9000, 9.3), and could be anybody's.
+        let peer = quic::canonical(connection.remote_address());
+        let mut seen_at = peer;
         let closing = self.closing.clone().cancelled_owned();
         let Some(mut connection) = h3::Connection::accept(connection, bounds, closing).await else { return };
         let mut scratch = Scratch::default();
         while let Some(arrival) = connection.next().await {
             let now = quic::canonical(connection.peer());
-            if now != peer {
-                peer = now;
+            if now != seen_at {
+                seen_at = now;
                 metrics.moved();
             }
             if self.drain.draining() {

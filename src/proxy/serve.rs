@@ -49,7 +49,7 @@ impl Proxy {
             Found::NotFound => (None, Some(Rescue::NoRoute)),
         };
         let counted = route.as_ref().map_or(&*self.metrics.unrouted, |route| &route.metrics);
-        counted.in_flight.inc();
+        let _counted_in_flight = InFlight::count(&counted.in_flight);
         if let Some(route) = &route {
             session.set_write_timeout(route.config.idle_timeout);
         }
@@ -59,7 +59,6 @@ impl Proxy {
             (_, missed, _) => Forwarded::Rescue(missed.unwrap_or(Rescue::NoRoute)),
         };
         let ended = self.conclude(session, &mut context, counted, forwarded).await;
-        counted.in_flight.dec();
         let cut = matches!(ended, Ended::Cut);
         self.account(session.request(), &context, cut, counted, &live, route.as_deref());
         ended
@@ -195,6 +194,22 @@ impl Proxy {
                 },
             );
         }
+    }
+}
+
+/// Counts down also when the request's task is dropped or panics.
+struct InFlight(prometheus::IntGauge);
+
+impl InFlight {
+    fn count(gauge: &prometheus::IntGauge) -> InFlight {
+        gauge.inc();
+        InFlight(gauge.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

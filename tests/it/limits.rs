@@ -182,7 +182,9 @@ async fn ten_slow_readers_of_a_list_cost_little_memory() {
     }
     println!("resident {} KiB, with ten slow readers of 26 MB each {grown:?} KiB more", before >> 10);
     assert!(grown.iter().all(|kib| *kib < 12 << 10), "far below the list: {grown:?} KiB");
-    assert!(grown[5] < grown[1] + 2048, "it does not grow as they read on: {grown:?} KiB");
+    // The allocator takes memory in pieces of 2 MiB: what grows with the list takes one after the other, 40 MB go by here.
+    let steps = grown[1..].windows(2).filter(|two| two[1] > two[0] + 512).count();
+    assert!(steps <= 1 && grown[5] <= grown[1] + 2048, "it does not grow as they read on: {grown:?} KiB");
     // One reads to the end, and has it all.
     let mut last = readers.pop().expect("there are ten");
     let limit = Duration::from_secs(15);

@@ -97,7 +97,8 @@ impl Exchange {
             Poll::Ready(window) => window,
             Poll::Pending => tokio::time::timeout(self.write_timeout, waiting)
                 .await
-                .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())),
+                .unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+                .inspect_err(|_| self.open.abandon()),
         }
     }
 }
@@ -121,7 +122,10 @@ impl Session for Exchange {
                 Err(error) if error.is_library() => {
                     return Err(Gone::Malformed(MalformedBody("it breaks the protocol")));
                 }
-                Err(error) => return Err(gone(error)),
+                Err(error) => {
+                    self.open.abandon();
+                    return Err(gone(error));
+                }
             }
         }
         let trailers = self.body.trailers().await.map_err(gone)?;

@@ -13,15 +13,16 @@ use h3::error::{Code, StreamError};
 use h3::server::RequestStream;
 use http::StatusCode;
 
+use super::is_of_one_connection;
 use super::transport::{BidiStream, Facts};
 use crate::http1::{Framing, RequestHead};
 use crate::listener::multiplexed::{Laid, Open, interim, lines_of, map_of};
 use crate::listener::session::{AnswerHead, Duplex, Gone, Piece, Session};
 
 /// The write timeout before the route says better.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Content given to the transport at once.
-const SEND_BYTES: usize = 64 * 1024;
+pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Content given to the transport at once, and so what a client must take within the write timeout.
+const SEND_BYTES: usize = 16 * 1024;
 
 /// The streams of one request.
 pub(super) struct Streams {
@@ -51,11 +52,29 @@ impl Streams {
                 Poll::Ready(Ok(None)) => {}
                 Poll::Ready(Ok(Some(mut data))) => {
                     let bytes = data.copy_to_bytes(data.remaining());
+                    self.facts.take(bytes.len());
                     if !bytes.is_empty() {
                         return Poll::Ready(Ok(Some(bytes)));
                     }
                 }
             }
+        }
+    }
+
+    /// The client gave up, or the connection ended.
+    pub(super) fn given_up(&self) -> Gone {
+        self.open.abandon();
+        Gone::Closed
+    }
+
+    /// The answer is finished; it is under way until the client has it.
+    pub(super) fn sent(&mut self) {
+        if let Some(stopped) = self.stopped.take() {
+            let open = self.open.clone();
+            tokio::spawn(async move {
+                stopped.await;
+                drop(open);
+            });
         }
     }
 
@@ -119,7 +138,7 @@ impl Exchange {
 }
 
 /// Waits for a client to take what is sent, at most so long. The timer is set only for a client that does not read.
-async fn bounded<T>(
+pub(super) async fn bounded<T>(
     timeout: Duration,
     sending: impl Future<Output = Result<T, StreamError>>,
 ) -> Result<T, Gone> {
@@ -149,19 +168,17 @@ impl Session for Exchange {
         if let Some(first) = self.first.take() {
             return self.taken(first);
         }
-        let data = poll_fn(|cx| self.streams.poll_data(cx)).await.map_err(|_| Gone::Closed)?;
+        let data = poll_fn(|cx| self.streams.poll_data(cx)).await.map_err(|_| self.streams.given_up())?;
         if let Some(data) = data {
             return self.taken(data);
-        }
-        if self.streams.facts.disordered() {
-            // An invalid sequence of frames is an error of the connection (RFC 9114, 4.1).
-            self.streams.open.disorder();
-            return Err(Gone::Closed);
         }
         if matches!(self.request.framing, Framing::Length(announced) if announced != self.received) {
             return Err(self.broken("less content than Content-Length says"));
         }
-        let trailers = self.streams.stream.recv_trailers().await.map_err(|_| Gone::Closed)?;
+        let trailers = self.streams.stream.recv_trailers().await.map_err(|_| self.streams.given_up())?;
+        if trailers.as_ref().is_some_and(is_of_one_connection) {
+            return Err(self.broken("a field of one connection in trailers"));
+        }
         let trailers = trailers.map_or_else(Bytes::new, |trailers| lines_of(&trailers));
         self.trailers = Some(trailers.clone());
         Ok(Piece::End(trailers))
@@ -174,8 +191,7 @@ impl Session for Exchange {
         if !gave_up {
             return std::future::pending().await;
         }
-        self.streams.open.abandon();
-        Gone::Closed
+        self.streams.given_up()
     }
 
     async fn send_interim(&mut self, status: StatusCode, lines: &[u8]) -> Result<(), Gone> {
@@ -213,7 +229,9 @@ impl Session for Exchange {
         if !trailers.is_empty() {
             bounded(self.write_timeout, self.streams.stream.send_trailers(trailers)).await?;
         }
-        bounded(self.write_timeout, self.streams.stream.finish()).await
+        bounded(self.write_timeout, self.streams.stream.finish()).await?;
+        self.streams.sent();
+        Ok(())
     }
 
     fn set_write_timeout(&mut self, timeout: Duration) {

@@ -21,6 +21,9 @@ use quinn::VarInt;
 
 use super::frames::Scanner;
 
+/// Content that may wait in `h3` before more is read.
+const CONTENT_AHEAD_MAX: u64 = 64 * 1024;
+
 /// What is true of one request's streams, whatever `h3` says of it.
 #[derive(Debug, Default)]
 pub struct Facts {
@@ -30,8 +33,8 @@ pub struct Facts {
     ended: AtomicBool,
     /// DATA frames without content, read so far: `h3` takes each for the end.
     empty_data: AtomicU64,
-    /// Frames came in an order they must not have.
-    disordered: AtomicBool,
+    /// Content that the session has taken out of `h3`.
+    taken: AtomicU64,
     /// The code a stream dropped before its end is reset with; 0: it is finished, as `h3` expects for answers of its own.
     on_drop: AtomicU64,
 }
@@ -47,9 +50,9 @@ impl Facts {
         self.empty_data.load(Relaxed)
     }
 
-    /// Have frames come in an order they must not have?
-    pub fn disordered(&self) -> bool {
-        self.disordered.load(Relaxed)
+    /// So much content was taken out of `h3`: as much may be read into it.
+    pub fn take(&self, bytes: usize) {
+        self.taken.fetch_add(bytes as u64, Relaxed);
     }
 
     /// From now on the streams are reset with this code when they are dropped before their end.
@@ -68,6 +71,22 @@ pub struct Accepted {
 /// Where the transport leaves what it knows of the request stream accepted last, for whoever called `accept`.
 pub type Newest = Arc<Mutex<Option<Accepted>>>;
 
+/// What all streams of a connection share.
+struct Ground {
+    quic: quinn::Connection,
+    /// Bytes of a frame other than DATA that may have to be held.
+    held_max: u64,
+}
+
+impl Ground {
+    /// Ends the connection; the error for whoever was reading.
+    fn violated(&self, code: Code) -> StreamErrorIncoming {
+        self.quic.close(varint(code.value()), b"");
+        let connection_error = ConnectionErrorIncoming::ApplicationClose { error_code: code.value() };
+        StreamErrorIncoming::ConnectionErrorIncoming { connection_error }
+    }
+}
+
 type Accepting<S> = BoxStream<'static, Result<S, quinn::ConnectionError>>;
 
 /// One QUIC connection.
@@ -76,10 +95,13 @@ pub struct Connection {
     bidirectional: Accepting<(quinn::SendStream, quinn::RecvStream)>,
     unidirectional: Accepting<quinn::RecvStream>,
     newest: Newest,
+    ground: Arc<Ground>,
 }
 
 impl Connection {
-    pub fn new(connection: quinn::Connection, newest: Newest) -> Connection {
+    /// `held_max`: the bytes of a frame other than DATA above which the connection is ended.
+    pub fn new(connection: quinn::Connection, newest: Newest, held_max: u64) -> Connection {
+        let ground = Arc::new(Ground { quic: connection.clone(), held_max });
         let bidirectional = stream::unfold(connection.clone(), |connection| async {
             Some((connection.accept_bi().await, connection))
         });
@@ -91,6 +113,7 @@ impl Connection {
             unidirectional: unidirectional.boxed(),
             opener: Opener { connection, opening: None },
             newest,
+            ground,
         }
     }
 }
@@ -115,7 +138,8 @@ impl h3::quic::Connection<Bytes> for Connection {
         cx: &mut Context<'_>,
     ) -> Poll<Result<RecvStream, ConnectionErrorIncoming>> {
         let stream = ready!(poll_next(&mut self.unidirectional, cx))?;
-        Poll::Ready(Ok(RecvStream { stream, facts: Arc::default(), frames: None }))
+        let frames = Scanner::of_unidirectional(self.ground.held_max);
+        Poll::Ready(Ok(RecvStream { stream, facts: Arc::default(), frames, ground: self.ground.clone() }))
     }
 
     fn poll_accept_bidi(
@@ -129,7 +153,12 @@ impl h3::quic::Connection<Bytes> for Connection {
         *self.newest.lock() = Some(Accepted { facts: facts.clone(), stopped });
         Poll::Ready(Ok(BidiStream {
             send: SendStream { stream: send, writing: None, ended: false, facts: facts.clone() },
-            recv: RecvStream { stream: recv, facts, frames: Some(Scanner::default()) },
+            recv: RecvStream {
+                stream: recv,
+                facts,
+                frames: Scanner::of_request(self.ground.held_max),
+                ground: self.ground.clone(),
+            },
         }))
     }
 
@@ -246,25 +275,29 @@ impl h3::quic::SendStream<Bytes> for BidiStream {
 pub struct RecvStream {
     stream: quinn::RecvStream,
     facts: Arc<Facts>,
-    /// Of a request.
-    frames: Option<Scanner>,
+    frames: Scanner,
+    ground: Arc<Ground>,
 }
 
 impl h3::quic::RecvStream for RecvStream {
     type Buf = Bytes;
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, StreamErrorIncoming>> {
+        // `h3` reads on however much it holds. It holds content now, so there is progress without more of it.
+        if self.frames.content.saturating_sub(self.facts.taken.load(Relaxed)) > CONTENT_AHEAD_MAX {
+            return Poll::Pending;
+        }
         // Dropped while it is pending, the read loses nothing: quinn keeps the waker with the stream.
         let reading = pin!(self.stream.read_chunk(usize::MAX, true));
         let chunk = ready!(reading.poll(cx)).map_err(read_error)?;
-        match (&chunk, &mut self.frames) {
-            (Some(chunk), Some(frames)) => {
-                frames.pass(&chunk.bytes);
-                self.facts.empty_data.store(frames.empty_data, Relaxed);
-                self.facts.disordered.store(frames.disordered, Relaxed);
-            }
-            (Some(_), None) => {}
-            (None, _) => self.facts.ended.store(true, Relaxed),
+        let looked = match &chunk {
+            Some(chunk) => self.frames.pass(&chunk.bytes),
+            None => self.frames.end(),
+        };
+        looked.map_err(|code| self.ground.violated(code))?;
+        self.facts.empty_data.store(self.frames.empty_data, Relaxed);
+        if chunk.is_none() {
+            self.facts.ended.store(true, Relaxed);
         }
         Poll::Ready(Ok(chunk.map(|chunk| chunk.bytes)))
     }
