@@ -73,6 +73,30 @@ async fn an_upload_goes_on_from_another_port() {
     assert_eq!(raw.heard(&mut receive).await, Heard::Answer(200, 9));
 }
 
+/// The end comes while content is being read, in the middle of a frame (RFC 9114, 7.1).
+#[tokio::test]
+async fn an_end_within_content_ends_the_connection_and_no_more() {
+    let origin = echo().await;
+    let node = node(&origin, "").await;
+    let raw = RawH3::connect(node.https).await;
+    let mut bytes = headers(&raw_h3::good("POST", "/cut"));
+    bytes.extend([0, 10]);
+    bytes.extend(b"four");
+    let (mut send, mut receive) = raw.stream(&bytes).await.expect("a stream");
+    // The request is on its way to the origin by now, and content is waited for.
+    until("the request is under way", async || {
+        node.sample("forefront_proxy_requests_in_flight", &["route=\"rest\""]).await > 0.0
+    })
+    .await;
+    send.finish().expect("it is open");
+    assert_eq!(raw.closed_soon_or(raw.heard(&mut receive).await).await, Heard::Closed(0x106));
+    until("nothing is under way", async || {
+        node.sample("forefront_proxy_requests_in_flight", &["route=\"rest\""]).await == 0.0
+    })
+    .await;
+    assert_eq!(H3::connect(node.https).await.get("/after").await.text(), "/after");
+}
+
 #[tokio::test]
 async fn a_get_whose_end_comes_late_has_no_content() {
     let origin = echo().await;

@@ -189,6 +189,27 @@ fn framing() -> Vec<Case> {
             [whole(), integer(DATA), vec![0x40]].concat(),
             May::Close(&[FRAME_ERROR]),
         ),
+        request(
+            "an unknown frame of a terabyte",
+            [whole(), integer(0x21), integer(1 << 40), vec![0; 9]].concat(),
+            May::Close(&[EXCESSIVE_LOAD]),
+        ),
+        request(
+            "HEADERS of a megabyte",
+            [integer(HEADERS), integer(1 << 20), vec![0; 9]].concat(),
+            May::Close(&[EXCESSIVE_LOAD]),
+        ),
+        request(
+            "1,001 times empty DATA",
+            [whole(), frame(DATA, b"").repeat(1001)].concat(),
+            May::Close(&[EXCESSIVE_LOAD]),
+        ),
+        case(
+            "an endless frame on the control stream",
+            On::Control,
+            [integer(0x21), integer(1 << 40), vec![0; 9]].concat(),
+            May::Close(&[EXCESSIVE_LOAD]),
+        ),
         request("HEADERS of nothing", frame(HEADERS, []), May::Close(&[DECOMPRESSION_FAILED, FRAME_ERROR])),
         request("a field of the dynamic table", frame(HEADERS, [0, 0, 0x80]), DECOMPRESSION),
         request(
