@@ -125,6 +125,10 @@ impl Node {
         let warming = node.proxy.clone();
         let name = node.settings.proxy.node.clone();
         if handed_over {
+            // The others too: what does not listen cannot be waited upon.
+            for door in &doors {
+                tcp::open(door)?;
+            }
             opened.cancel();
         }
         // Clients come in once the cache is warm: a node that is restarted so fast that its balancer did not notice would else

@@ -206,7 +206,12 @@ impl Listeners {
         for (index, (socket, share)) in sockets.into_iter().zip(&mut self.shares).enumerate() {
             share.quic.push(Quic { socket, index, of, settings: settings.clone(), latecomers, alt_svc });
         }
-        tracing::info!(listener = "http3", %address, sockets = of, "bound; takes connections when ready");
+        let taken = if latecomers == Latecomers::Ignore {
+            "handed over"
+        } else {
+            "bound; takes connections when ready"
+        };
+        tracing::info!(listener = "http3", %address, sockets = of, "{taken}");
         Ok(())
     }
 
