@@ -54,7 +54,6 @@ fn effective(file: &Path) -> Result<String, Problems> {
         Kind::Supervise => {
             config::supervise::load(file).map(|config| config::show::supervise_to_toml(&config))
         }
-        Kind::Billing => config::billing::load(file).map(|settings| config::show::billing_to_toml(&settings)),
     }
 }
 
@@ -80,13 +79,12 @@ mod tests {
     }
 
     const PROXY: &str = include_str!("../../config/proxy.toml");
-    const BILLING: &str = include_str!("../../config/billing.toml");
     const SUPERVISE: &str = "[[process]]\nname = 'a'\ncommand = ['true']\n";
 
     #[test]
     fn tells_good_from_bad() {
-        let (good, out, err) = checked(&[PROXY, SUPERVISE, BILLING], false);
-        assert_eq!((good, out.as_str(), err.as_str()), (true, "0.toml: ok\n1.toml: ok\n2.toml: ok\n", ""));
+        let (good, out, err) = checked(&[PROXY, SUPERVISE], false);
+        assert_eq!((good, out.as_str(), err.as_str()), (true, "0.toml: ok\n1.toml: ok\n", ""));
 
         let (good, out, err) = checked(&["[[route]]\nnme = 'x'", SUPERVISE, "x"], false);
         assert!(!good);
@@ -100,7 +98,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_can_be_checked() {
-        for text in [PROXY, SUPERVISE, BILLING] {
+        for text in [PROXY, SUPERVISE] {
             let (good, shown, _) = checked(&[text], true);
             assert!(good);
             let (good, shown_again, err) = checked(&[&shown], true);

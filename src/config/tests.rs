@@ -2,7 +2,6 @@
 
 mod bad_proxy;
 mod bad_supervise;
-mod billing;
 mod good;
 
 use std::path::Path;
