@@ -79,6 +79,7 @@ setup: setup-build setup-load setup-bench ## everything that any target installs
 setup-build:
 	@command -v cargo >/dev/null || { echo "a Rust toolchain is missing: https://rustup.rs" >&2; exit 1; }
 	@.ci/need cc:gcc c++:g++ cmake:cmake make:make pkg-config:pkg-config strace:strace
+	@.ci/postgres
 
 setup-load:
 	@loadtest/setup.sh

@@ -20,12 +20,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the whole system on loopback: two proxy nodes before two supervised legacy stand-ins
+    /// Run the whole system on loopback: two proxy nodes before two supervised legacy stand-ins and a billing node
     Dev(app::dev::Args),
     /// Run one proxy node
     Proxy(app::proxy::Args),
     /// Keep processes running: health, restart, recycling, sockets, logs
     Supervise(app::supervise::Args),
+    /// Run one billing node
+    Billing(app::billing::Args),
     Legacy(app::legacy::Args),
     /// Validate configuration files, all problems at once
     Check(app::check::Args),
@@ -53,6 +55,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Proxy(args) => app::proxy::run(args),
         Command::Dev(args) => app::keeper::run_dev(args),
         Command::Supervise(args) => app::keeper::run_supervise(args),
+        Command::Billing(args) => app::billing::run(args),
         Command::Legacy(args) => Ok(app::legacy::run(args)?),
         Command::Check(args) => Ok(app::check::run(&args)),
         Command::Status(args) => app::status::run(args),

@@ -54,6 +54,7 @@ fn effective(file: &Path) -> Result<String, Problems> {
         Kind::Supervise => {
             config::supervise::load(file).map(|config| config::show::supervise_to_toml(&config))
         }
+        Kind::Billing => config::billing::load(file).map(|settings| config::show::billing_to_toml(&settings)),
     }
 }
 
@@ -79,12 +80,13 @@ mod tests {
     }
 
     const PROXY: &str = include_str!("../../config/proxy.toml");
+    const BILLING: &str = include_str!("../../config/billing.toml");
     const SUPERVISE: &str = "[[process]]\nname = 'a'\ncommand = ['true']\n";
 
     #[test]
     fn tells_good_from_bad() {
-        let (good, out, err) = checked(&[PROXY, SUPERVISE], false);
-        assert_eq!((good, out.as_str(), err.as_str()), (true, "0.toml: ok\n1.toml: ok\n", ""));
+        let (good, out, err) = checked(&[PROXY, SUPERVISE, BILLING], false);
+        assert_eq!((good, out.as_str(), err.as_str()), (true, "0.toml: ok\n1.toml: ok\n2.toml: ok\n", ""));
 
         let (good, out, err) = checked(&["[[route]]\nnme = 'x'", SUPERVISE, "x"], false);
         assert!(!good);
@@ -98,7 +100,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_can_be_checked() {
-        for text in [PROXY, SUPERVISE] {
+        for text in [PROXY, SUPERVISE, BILLING] {
             let (good, shown, _) = checked(&[text], true);
             assert!(good);
             let (good, shown_again, err) = checked(&[&shown], true);

@@ -1,5 +1,5 @@
 //! `forefront dev`: the whole system on loopback, kept by the same keeper as in production. Two proxy nodes before legacy
-//! stand-ins; needs no root, no database, no network.
+//! stand-ins and a billing node with its embedded journal; needs no root, no database, no network.
 
 mod ports;
 mod secret;
@@ -15,7 +15,7 @@ use prometheus::Registry;
 use serde_json::json;
 
 use self::ports::{LEGACY_MAX, Legacy, Node, Ports, reach};
-use self::template::{PROXY, set};
+use self::template::{PROXY, set, set_named};
 use super::Failure;
 use super::supervise::{ServeAdmin, keep, runtime, shutdown_on_signals};
 use crate::supervisor::probe::{Outcome, probe};
@@ -98,9 +98,10 @@ fn prepare(state: &Path, ports: &Ports) -> anyhow::Result<String> {
     };
     secret::ensure(&state.join(SECRET)).with_context(cannot)?;
     for node in &ports.nodes {
-        let config = proxy_config(node, &ports.legacy, &state);
+        let config = proxy_config(node, ports, &state);
         std::fs::write(config_path(&text, node), config).with_context(cannot)?;
     }
+    std::fs::write(billing_config_path(&text), billing_config(ports, &text)).with_context(cannot)?;
     Ok(text)
 }
 
@@ -108,11 +109,28 @@ fn config_path(state: &str, node: &Node) -> String {
     format!("{state}/proxy-{}.toml", node.name)
 }
 
+fn billing_config_path(state: &str) -> String {
+    format!("{state}/billing.toml")
+}
+
+/// Nobody is told of depletions: there are no machines to be switched off here. They are journaled all the same.
+fn billing_config(ports: &Ports, state: &str) -> String {
+    let quoted = |text: &str| json!(text).to_string();
+    format!(
+        "[node]\nname = \"dev\"\nstate_dir = {}\n\n[listen]\nhttp = [{}]\niproto = [{}]\n\n[journal]\nengine = \"embedded\"\npath = {}\n\n\
+         # [notifier]\n# url = \"http://127.0.0.1:9000/off?userID={{user_id}}\"\n\n[log]\nformat = \"text\"\n",
+        quoted(state),
+        quoted(&ports.billing.to_string()),
+        quoted(&ports.iproto.to_string()),
+        quoted(&format!("{state}/billing")),
+    )
+}
+
 /// Both nodes have the one state directory, so that they have one certificate.
-fn proxy_config(node: &Node, legacy: &[Legacy], state: &Path) -> String {
+fn proxy_config(node: &Node, ports: &Ports, state: &Path) -> String {
     // TOML's basic strings and JSON's agree for every text; `{:?}` would not do, it writes \u{..}.
     let quoted = |text: &dyn ToString| json!(text.to_string()).to_string();
-    let endpoints: Vec<String> = legacy.iter().map(|one| quoted(&one.listen)).collect();
+    let endpoints: Vec<String> = ports.legacy.iter().map(|one| quoted(&one.listen)).collect();
     let names = NAMES.map(|name| quoted(&name));
     let settings = [
         ("[node]", "name", quoted(&node.name)),
@@ -131,7 +149,9 @@ fn proxy_config(node: &Node, legacy: &[Legacy], state: &Path) -> String {
         ("[drain]", "grace", quoted(&"5s")),
         ("[[upstream]]", "endpoints", format!("[{}]", endpoints.join(", "))),
     ];
-    settings.iter().fold(PROXY.to_owned(), |text, (header, key, value)| set(&text, header, key, value))
+    let text =
+        settings.iter().fold(PROXY.to_owned(), |text, (header, key, value)| set(&text, header, key, value));
+    set_named(&text, "[[upstream]]", "billing", "endpoints", &format!("[{}]", quoted(&ports.billing)))
 }
 
 fn processes(args: &Args, ports: &Ports, state: &str) -> anyhow::Result<Config> {
@@ -142,6 +162,7 @@ fn processes(args: &Args, ports: &Ports, state: &str) -> anyhow::Result<Config> 
     for (number, one) in ports.legacy.iter().enumerate() {
         config.processes.push(legacy_process(args, program, state, number + 1, one));
     }
+    config.processes.push(billing_process(program, state, ports));
     for node in &ports.nodes {
         config.processes.push(proxy_process(program, state, node));
     }
@@ -181,6 +202,17 @@ fn legacy_process(args: &Args, program: &str, state: &str, number: usize, one: &
     process
 }
 
+fn billing_process(program: &str, state: &str, ports: &Ports) -> ProcessConfig {
+    let command =
+        vec![program.to_owned(), "billing".to_owned(), "--config".to_owned(), billing_config_path(state)];
+    let mut process = ProcessConfig::new("billing".to_owned(), command);
+    process.address = Some(ports.billing.into());
+    process.health = Some(HealthConfig::default());
+    process.environment = inherited();
+    process.backoff = Backoff { min: Duration::from_millis(200), ..Backoff::default() };
+    process
+}
+
 fn proxy_process(program: &str, state: &str, node: &Node) -> ProcessConfig {
     let command =
         vec![program.to_owned(), "proxy".to_owned(), "--config".to_owned(), config_path(state, node)];
@@ -207,6 +239,9 @@ async fn wait_until_ready(ports: &Ports) {
                 tokio::time::sleep(READY_INTERVAL).await;
             }
         }
+        while probe(ports.billing, "/ping", Duration::from_secs(1)).await != Outcome::Healthy {
+            tokio::time::sleep(READY_INTERVAL).await;
+        }
     };
     tokio::pin!(all_ready);
     if tokio::time::timeout(READY_LATE_AFTER, &mut all_ready).await.is_err() {
@@ -229,6 +264,8 @@ fn as_text(ports: &Ports, state: &str) -> String {
         line(&format!("legacy stand-in {number}"), url(*listen));
         line("  control", format!("{0}/requests {0}/fault {0}/pid", url(*control)));
     }
+    line("billing", format!("{} IPROTO localhost:{}", url(ports.billing), ports.iproto.port()));
+    line("  cluster and metrics", format!("{0}/billing/v1/cluster {0}/metrics", url(ports.billing)));
     line("keeper", format!("{0}/metrics {0}/status", url(ports.keeper)));
     line("state and logs", state.to_owned());
     let [a, b] = &ports.nodes;
@@ -258,8 +295,11 @@ fn as_json(ports: &Ports, state: &str) -> String {
         .iter()
         .map(|Legacy { listen, control }| json!({ "http": url(*listen), "control": url(*control) }))
         .collect();
-    json!({ "nodes": nodes, "legacy": legacy, "keeper": url(ports.keeper), "state": state }).to_string()
-        + "\n"
+    let billing = json!({ "http": url(ports.billing), "iproto": ports.iproto });
+    let all = json!({
+        "nodes": nodes, "legacy": legacy, "billing": billing, "keeper": url(ports.keeper), "state": state
+    });
+    all.to_string() + "\n"
 }
 
 /// To stdout; whoever closed it does not want to know.
@@ -292,6 +332,13 @@ mod tests {
         assert_eq!(table["health"]["listen"][0].as_str(), Some("[::]:8102"));
         assert_eq!(table["admin"]["listen"].as_str(), Some("127.0.0.1:9102"));
         assert_eq!(table["upstream"][0]["endpoints"][1].as_str(), Some("127.0.0.1:27353"));
+        assert_eq!(table["upstream"][1]["name"].as_str(), Some("billing"));
+        assert_eq!(table["upstream"][1]["endpoints"].as_array().map(Vec::len), Some(1));
+        assert_eq!(table["upstream"][1]["endpoints"][0].as_str(), Some("127.0.0.1:8200"));
+        let text = std::fs::read_to_string(billing_config_path(&state)).unwrap();
+        let settings = crate::config::billing::parse(Path::new("billing.toml"), &text).unwrap();
+        assert_eq!(settings.listen.http, [ports.billing]);
+        assert_eq!(settings.notifier.url, None);
         assert!(table["route"].as_array().is_some_and(|routes| routes.len() > 5));
     }
 
@@ -310,7 +357,7 @@ mod tests {
         let config = processes(&args, &Ports::fixed(0, 2).unwrap(), "/tmp/state").unwrap();
         assert_eq!(config.check(), vec![]);
         let names: Vec<&str> = config.processes.iter().map(|process| process.name.as_str()).collect();
-        assert_eq!(names, ["legacy-1", "legacy-2", "proxy-a", "proxy-b"]);
+        assert_eq!(names, ["legacy-1", "legacy-2", "billing", "proxy-a", "proxy-b"]);
         assert!(config.processes[0].command.join(" ").contains("--long-dummy 1s..2s --lifetime off"));
     }
 
@@ -326,6 +373,7 @@ mod tests {
         assert!(text.contains("curl -ik https://localhost:8444/"), "{text}");
         let value: serde_json::Value = serde_json::from_str(&as_json(&ports, "/x")).unwrap();
         assert_eq!(value["nodes"][0]["http"], "http://127.0.0.1:8080");
+        assert_eq!(value["billing"]["http"], "http://127.0.0.1:8200");
         assert_eq!(value["nodes"][1]["https"], "https://127.0.0.1:8444");
     }
 }

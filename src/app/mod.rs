@@ -3,6 +3,7 @@
 //! It builds the rooms, hands them to each other, starts and ends runtimes, and obeys signals. What a request or a
 //! process meets is decided elsewhere.
 
+pub mod billing;
 pub mod check;
 pub mod dev;
 pub mod keeper;

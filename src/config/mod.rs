@@ -4,13 +4,14 @@
 //! first problem and an operator wants all of them, each with line, key path and a way out. Nothing else in the
 //! program reads text that an operator wrote; the rooms get values that are valid.
 //!
-//! - [`proxy::load`], [`supervise::load`]: a file to its settings, or every [`Problem`] of it.
+//! - [`proxy::load`], [`supervise::load`], [`billing::load`]: a file to its settings, or every [`Problem`] of it.
 //! - [`show`]: settings back to TOML, which loads to the same settings.
 //! - [`kind`]: whose file is this?
 //! - [`environment`]: the one variable there is.
 //!
 //! There is no `${NAME}` substitution: a file says what it means, and secrets are named by their files.
 
+pub mod billing;
 mod document;
 pub mod environment;
 mod error;

@@ -2,6 +2,7 @@
 
 mod bad_proxy;
 mod bad_supervise;
+mod billing;
 mod good;
 
 use std::path::Path;

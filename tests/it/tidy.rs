@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use source::{Source, without_tests};
 
 /// Which room may name which; the same table as in docs/architecture.md. A new arrow is a change of its own.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("clock", &[]),
     ("drain", &[]),
     ("headers", &[]),
@@ -19,6 +19,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("route", &["headers", "resilience"]),
     ("cache", &["clock", "headers", "telemetry"]),
     ("upstream", &["clock", "drain", "resilience", "telemetry"]),
+    ("billing", &["clock", "drain", "headers", "resilience", "telemetry"]),
     ("supervisor", &["clock", "drain", "resilience", "telemetry"]),
     ("listener", &["clock", "drain", "headers", "http1", "resilience", "telemetry"]),
     ("legacy", &["clock", "drain", "headers", "resilience", "telemetry"]),
@@ -38,11 +39,12 @@ const ARROWS: [(&str, &[&str]); 17] = [
             "upstream",
         ],
     ),
-    ("config", &["cache", "listener", "proxy", "resilience", "route", "supervisor", "upstream"]),
+    ("config", &["billing", "cache", "listener", "proxy", "resilience", "route", "supervisor", "upstream"]),
     (
         "app",
         &[
             "admin",
+            "billing",
             "cache",
             "clock",
             "config",

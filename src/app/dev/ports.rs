@@ -17,6 +17,8 @@ pub const LEGACY_MAX: u16 = 9;
 pub struct Ports {
     pub nodes: [Node; 2],
     pub legacy: Vec<Legacy>,
+    pub billing: SocketAddr,
+    pub iproto: SocketAddr,
     pub keeper: SocketAddr,
 }
 
@@ -80,7 +82,8 @@ impl Ports {
                 })
             })
             .collect::<anyhow::Result<_>>()?;
-        Ok(Ports { nodes, legacy, keeper: address(loopback, 9103)? })
+        let (billing, iproto) = (address(loopback, 8200)?, address(loopback, 3301)?);
+        Ok(Ports { nodes, legacy, billing, iproto, keeper: address(loopback, 9103)? })
     }
 
     /// Every address, with what it is for.
@@ -98,6 +101,8 @@ impl Ports {
             add(format!("legacy stand-in {number}"), Type::STREAM, *listen);
             add(format!("control of legacy stand-in {number}"), Type::STREAM, *control);
         }
+        add("billing".to_owned(), Type::STREAM, self.billing);
+        add("IPROTO of billing".to_owned(), Type::STREAM, self.iproto);
         add("admin of the keeper".to_owned(), Type::STREAM, self.keeper);
         all
     }
@@ -168,7 +173,8 @@ mod tests {
     fn the_documented_ports_are_distinct_and_move_together() {
         let ports = Ports::fixed(0, 2).unwrap();
         let numbers: BTreeSet<u16> = ports.all().iter().map(|(_, _, address)| address.port()).collect();
-        let expected = [8080, 8081, 8443, 8444, 8100, 8102, 9101, 9102, 9103, 27352, 27353, 27362, 27363];
+        let expected =
+            [3301, 8080, 8081, 8443, 8444, 8100, 8102, 8200, 9101, 9102, 9103, 27352, 27353, 27362, 27363];
         assert_eq!(numbers, BTreeSet::from(expected));
         let moved = Ports::fixed(1000, 2).unwrap();
         for (one, other) in ports.all().iter().zip(moved.all()) {
@@ -181,7 +187,7 @@ mod tests {
     fn free_ports_are_distinct_and_free() {
         let ports = Ports::free(3).unwrap();
         let numbers: BTreeSet<u16> = ports.all().iter().map(|(_, _, address)| address.port()).collect();
-        assert_eq!(numbers.len(), 15);
+        assert_eq!(numbers.len(), 17);
     }
 
     #[test]

@@ -32,6 +32,14 @@ pub fn set(text: &str, header: &str, key: &str, value: &str) -> String {
     out.join("\n") + "\n"
 }
 
+/// As [`set`], in the section that begins with the line `header` and then names itself `name`. One that is not there changes
+/// nothing.
+pub fn set_named(text: &str, header: &str, name: &str, key: &str, value: &str) -> String {
+    let Some(at) = text.find(&format!("{header}\nname = \"{name}\"\n")) else { return text.to_owned() };
+    let (before, from) = text.split_at(at);
+    format!("{before}{}", set(from, header, key, value))
+}
+
 fn is_assignment(line: &str, key: &str) -> bool {
     line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='))
 }
@@ -72,6 +80,14 @@ mod tests {
         let table = parsed(&set(TEXT, "[listen]", "http", "[\"[::]:8080\"]"));
         assert_eq!(table["listen"]["http"].as_array().map(Vec::len), Some(1));
         assert_eq!(table["listen"]["name"].as_str(), Some("other"));
+    }
+
+    #[test]
+    fn a_section_is_found_by_its_name() {
+        let text = "[[u]]\nname = \"a\"\nat = 1\n\n[[u]]\nname = \"b\"\nat = 2\n";
+        let table = parsed(&set_named(text, "[[u]]", "b", "at", "3"));
+        assert_eq!((table["u"][0]["at"].as_integer(), table["u"][1]["at"].as_integer()), (Some(1), Some(3)));
+        assert_eq!(set_named(text, "[[u]]", "c", "at", "3"), text);
     }
 
     #[test]

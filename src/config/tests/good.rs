@@ -347,6 +347,7 @@ fn every_shipped_file_loads() {
         let problems = match kind {
             crate::config::Kind::Proxy => proxy::load(&file).err(),
             crate::config::Kind::Supervise => supervise::load(&file).err(),
+            crate::config::Kind::Billing => crate::config::billing::load(&file).err(),
         };
         assert_eq!(problems.map(|problems| problems.to_string()), None);
         kinds.push(kind);
@@ -375,6 +376,7 @@ fn the_shipped_routes() {
             "session_get",
             "session_create",
             "session_delete",
+            "billing",
             "rest"
         ]
     );

@@ -1,0 +1,225 @@
+//! What every door asks: operations on accounts, wherever in the cluster they are. What is not here is asked of the owner,
+//! once; so the client never sees who owns what.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::future::join_all;
+
+use super::error::{Kind, Problem};
+use super::gate::Caller;
+use super::json::{Order, What};
+use super::peers::Peers;
+use crate::billing::domain::{Account, Key, Operation, TEST_USERS};
+use crate::billing::shard::{Cluster, Failure, Router};
+
+/// The key under which `insert_data` creates: keys count per account, so one does for all.
+const INSERT_DATA_KEY: &[u8] = b"insert_data";
+
+/// What a desk asks of the shards of its own node. The router's, and in tests one that fails as told.
+pub trait Shards: Clone + Send + Sync + 'static {
+    fn operate(
+        &self,
+        account: u64,
+        key: Key,
+        operation: Operation,
+    ) -> impl Future<Output = Result<Account, Failure>> + Send;
+    fn get(&self, account: u64) -> impl Future<Output = Result<Account, Failure>> + Send;
+    fn list(
+        &self,
+        after: Option<u64>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<Account>, Failure>> + Send;
+    fn cluster(&self) -> impl Future<Output = Cluster> + Send;
+    fn is_able(&self) -> bool;
+}
+
+impl Shards for Router {
+    async fn operate(&self, account: u64, key: Key, operation: Operation) -> Result<Account, Failure> {
+        Router::operate(self, account, key, operation).await
+    }
+
+    async fn get(&self, account: u64) -> Result<Account, Failure> {
+        Router::get(self, account).await
+    }
+
+    async fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
+        Router::list(self, after, limit).await
+    }
+
+    async fn cluster(&self) -> Cluster {
+        Router::cluster(self).await
+    }
+
+    fn is_able(&self) -> bool {
+        Router::is_able(self)
+    }
+}
+
+#[derive(Clone)]
+pub struct Desk<S> {
+    shards: S,
+    peers: Peers,
+}
+
+/// The operations of one account within a batch, by their places.
+struct Group {
+    places: Vec<usize>,
+}
+
+/// What is left of a group because another node has the account.
+struct Rest {
+    advertise: String,
+    places: Vec<usize>,
+}
+
+type Outcome = Result<Account, Problem>;
+
+impl<S: Shards> Desk<S> {
+    pub fn new(shards: S, peers: Peers) -> Desk<S> {
+        Desk { shards, peers }
+    }
+
+    pub async fn one(&self, caller: Caller, order: Order) -> Outcome {
+        match self.here(&order).await {
+            Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
+                let results = self.peers.batch(&advertise, &[order]).await;
+                results.into_iter().next().unwrap_or_else(|| Err(lost(&order)))
+            }
+            outcome => outcome.map_err(Problem::from),
+        }
+    }
+
+    /// In their order for each account, at once for different ones. If one of an account is not done for lack of an
+    /// answer, those after it are not tried, so that the same batch under the same key goes on where this one stopped.
+    pub async fn batch(&self, caller: Caller, orders: &[Order]) -> Vec<Outcome> {
+        let mut groups: BTreeMap<u64, Group> = BTreeMap::new();
+        for (place, order) in orders.iter().enumerate() {
+            groups.entry(order.account).or_insert(Group { places: Vec::new() }).places.push(place);
+        }
+        let mut outcomes: Vec<Option<Outcome>> = vec![None; orders.len()];
+        let mut away: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        let groups = groups.into_values().map(|group| self.group(caller, orders, group.places));
+        for (done, rest) in join_all(groups).await {
+            done.into_iter().for_each(|(place, outcome)| outcomes[place] = Some(outcome));
+            if let Some(Rest { advertise, places }) = rest {
+                away.entry(advertise).or_default().extend(places);
+            }
+        }
+        let away = away.iter().map(|(advertise, places)| async {
+            let orders: Vec<Order> = places.iter().map(|place| orders[*place]).collect();
+            places.iter().zip(self.peers.batch(advertise, &orders).await).collect::<Vec<_>>()
+        });
+        for (place, outcome) in join_all(away).await.into_iter().flatten() {
+            outcomes[*place] = Some(outcome);
+        }
+        let told = orders.iter().zip(outcomes);
+        told.map(|(order, outcome)| outcome.unwrap_or_else(|| Err(lost(order)))).collect()
+    }
+
+    async fn group(
+        &self,
+        caller: Caller,
+        orders: &[Order],
+        places: Vec<usize>,
+    ) -> (Vec<(usize, Outcome)>, Option<Rest>) {
+        let mut done = Vec::with_capacity(places.len());
+        let mut stopped = false;
+        for (at, place) in places.iter().enumerate() {
+            if stopped {
+                done.push((*place, Err(not_tried())));
+                continue;
+            }
+            match self.here(&orders[*place]).await {
+                Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
+                    return (done, Some(Rest { advertise, places: places[at..].to_vec() }));
+                }
+                outcome => {
+                    let outcome = outcome.map_err(Problem::from);
+                    stopped = outcome.as_ref().is_err_and(|problem| problem.kind.stops());
+                    done.push((*place, outcome));
+                }
+            }
+        }
+        (done, None)
+    }
+
+    async fn here(&self, order: &Order) -> Result<Account, Failure> {
+        match order.what {
+            What::Get => self.shards.get(order.account).await,
+            What::Operate(key, operation) => self.shards.operate(order.account, key, operation).await,
+        }
+    }
+
+    /// The accounts of all nodes with ids beyond `after`, by id. Fails if some cannot be told, rather than leave them out.
+    pub async fn list(
+        &self,
+        caller: Caller,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Account>, Problem> {
+        let mut accounts = self.shards.list(after, limit).await?;
+        if caller == Caller::Node {
+            return Ok(accounts);
+        }
+        let Cluster { node, shards, .. } = self.shards.cluster().await;
+        if shards.iter().any(|shard| shard.node.is_empty() || shard.advertise.is_empty()) {
+            return Err(Problem {
+                detail: "a shard has no owner at the moment".to_owned(),
+                ..Kind::Busy.into()
+            });
+        }
+        let others: BTreeSet<&str> =
+            shards.iter().filter(|shard| shard.node != node).map(|shard| shard.advertise.as_str()).collect();
+        let pages = others.into_iter().map(|advertise| self.peers.list(advertise, after, limit));
+        for page in join_all(pages).await {
+            accounts.extend(page?);
+        }
+        accounts.sort_unstable_by_key(|account| account.id);
+        // A shard that changes hands meanwhile may be told by both.
+        accounts.dedup_by_key(|account| account.id);
+        accounts.truncate(limit);
+        Ok(accounts)
+    }
+
+    /// Creates the test users that are not there yet, and gives all as they are.
+    pub async fn insert_data(&self, caller: Caller) -> Result<Vec<Account>, Problem> {
+        let key = Key::new(INSERT_DATA_KEY).ok_or(Kind::Unknown)?;
+        let create = |(account, balance, velocity)| {
+            let create = What::Operate(key, Operation::Create { balance, velocity });
+            [Order { account, what: create }, Order { account, what: What::Get }]
+        };
+        let orders: Vec<Order> = TEST_USERS.into_iter().flat_map(create).collect();
+        let mut accounts = Vec::with_capacity(TEST_USERS.len());
+        for (order, outcome) in orders.iter().zip(self.batch(caller, &orders).await) {
+            match outcome {
+                Ok(account) if order.what == What::Get => accounts.push(account),
+                Ok(_) => {}
+                // It was made before, by another key.
+                Err(problem) if matches!(problem.kind, Kind::AccountExists | Kind::KeyConflict) => {}
+                Err(problem) => return Err(problem),
+            }
+        }
+        Ok(accounts)
+    }
+
+    pub async fn cluster(&self) -> Cluster {
+        self.shards.cluster().await
+    }
+
+    pub fn is_able(&self) -> bool {
+        self.shards.is_able()
+    }
+}
+
+/// No answer came. A question that changes nothing can be asked again by anybody.
+pub(super) fn lost(order: &Order) -> Problem {
+    match order.what {
+        What::Get => Kind::Busy.into(),
+        What::Operate(..) => Kind::Unknown.into(),
+    }
+}
+
+fn not_tried() -> Problem {
+    let detail = "an operation on this account before this one got no answer, so this one was not tried";
+    Problem { detail: detail.to_owned(), ..Kind::Busy.into() }
+}

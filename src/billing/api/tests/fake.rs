@@ -1,0 +1,194 @@
+//! Shards in memory: the domain itself, a clock that is set, and failures as told.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::super::desk::Shards;
+use crate::billing::domain::{
+    Account, BUCKETS, Command, Key, Micros, Operation, Refusal, Reply, State, bucket_of,
+};
+use crate::billing::journal::{MemberState, MemberStatus, ReplicaSetStatus};
+use crate::billing::shard::{Cluster, Failure, ShardStatus};
+
+/// In microseconds since the epoch.
+pub const START: u64 = 1_700_000_000_000_000;
+
+#[derive(Clone)]
+pub struct Fake {
+    inner: Arc<Mutex<Inner>>,
+    /// Where the nodes are, by name.
+    addresses: Arc<Mutex<BTreeMap<&'static str, String>>>,
+    held: Arc<watch::Sender<bool>>,
+}
+
+struct Inner {
+    node: &'static str,
+    state: State,
+    now: Micros,
+    /// From the so manieth operation on.
+    failure: Option<(usize, Failure)>,
+    able: bool,
+}
+
+impl Fake {
+    pub fn alone() -> Fake {
+        Fake::new("a", Arc::default(), 0..BUCKETS)
+    }
+
+    /// Two nodes, one for the even buckets and one for the odd ones.
+    pub fn pair() -> (Fake, Fake) {
+        let addresses = Arc::<Mutex<_>>::default();
+        let other = Fake::new("b", Arc::clone(&addresses), (0..BUCKETS).filter(|bucket| bucket % 2 == 1));
+        (Fake::new("a", addresses, (0..BUCKETS).filter(|bucket| bucket % 2 == 0)), other)
+    }
+
+    fn new(
+        node: &'static str,
+        addresses: Arc<Mutex<BTreeMap<&'static str, String>>>,
+        buckets: impl Iterator<Item = u16>,
+    ) -> Fake {
+        let inner =
+            Inner { node, state: State::new(buckets), now: Micros::new(START), failure: None, able: true };
+        Fake { inner: Arc::new(Mutex::new(inner)), addresses, held: Arc::new(watch::Sender::new(false)) }
+    }
+
+    pub fn found_at(&self, address: &str) {
+        self.addresses.lock().insert(self.inner.lock().node, address.to_owned());
+    }
+
+    pub fn advance(&self, micros: u64) {
+        let mut inner = self.inner.lock();
+        inner.now = inner.now.checked_add(micros).unwrap();
+    }
+
+    pub fn fail(&self, failure: Failure) {
+        self.fail_after(0, failure);
+    }
+
+    pub fn fail_after(&self, operations: usize, failure: Failure) {
+        self.inner.lock().failure = Some((operations, failure));
+    }
+
+    pub fn able(&self, able: bool) {
+        self.inner.lock().able = able;
+    }
+
+    /// Whoever asks waits until it is healed.
+    pub fn hold(&self) {
+        self.held.send_replace(true);
+    }
+
+    pub fn heal(&self) {
+        self.inner.lock().failure = None;
+        self.held.send_replace(false);
+    }
+
+    pub fn accounts(&self) -> usize {
+        self.inner.lock().state.accounts_len()
+    }
+
+    async fn free(&self) {
+        // Not even a poll that may be put off: who asks first is done first.
+        if !*self.held.borrow() {
+            return;
+        }
+        let _ = self.held.subscribe().wait_for(|held| !held).await;
+    }
+
+    fn done<T>(&self, account: u64, result: Result<T, Refusal>) -> Result<T, Failure> {
+        result.map_err(|refusal| match refusal {
+            Refusal::Elsewhere => {
+                let node = if bucket_of(account) % 2 == 1 { "b" } else { "a" };
+                let advertise = self.addresses.lock().get(node).cloned().unwrap_or_default();
+                Failure::Elsewhere { node: node.to_owned(), advertise }
+            }
+            other => other.into(),
+        })
+    }
+}
+
+impl Inner {
+    fn may_fail(&mut self) -> Result<(), Failure> {
+        match &mut self.failure {
+            Some((0, failure)) => Err(failure.clone()),
+            Some((left, _)) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl Shards for Fake {
+    async fn operate(&self, account: u64, key: Key, operation: Operation) -> Result<Account, Failure> {
+        self.free().await;
+        let result = {
+            let mut inner = self.inner.lock();
+            inner.may_fail()?;
+            let now = inner.now;
+            inner.state.apply(&Command::Operate { key, account, operation }, now).result
+        };
+        self.done(account, result).map(|reply| match reply {
+            Reply::Account(account) => account,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    async fn get(&self, account: u64) -> Result<Account, Failure> {
+        self.free().await;
+        let result = {
+            let mut inner = self.inner.lock();
+            inner.may_fail()?;
+            inner.state.account(account, inner.now)
+        };
+        self.done(account, result)
+    }
+
+    async fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
+        self.free().await;
+        let mut inner = self.inner.lock();
+        inner.may_fail()?;
+        Ok(inner.state.page(after, limit, inner.now))
+    }
+
+    async fn cluster(&self) -> Cluster {
+        self.free().await;
+        let addresses = self.addresses.lock().clone();
+        let inner = self.inner.lock();
+        let shards: Vec<ShardStatus> = (0..)
+            .zip(addresses)
+            .map(|(shard, (node, advertise))| ShardStatus {
+                shard,
+                node: node.to_owned(),
+                advertise,
+                epoch: 1,
+                seq: 2,
+                buckets: 500,
+                accounts: (node == inner.node).then_some(inner.state.accounts_len() as u64),
+                writable: true,
+            })
+            .collect();
+        let member = MemberStatus {
+            uri: "file:/x".to_owned(),
+            state: MemberState::Writable,
+            replication: None,
+            lag_bytes: None,
+            lag: None,
+            problem: None,
+        };
+        let set = ReplicaSetStatus {
+            index: 0,
+            shards: shards.iter().map(|shard| shard.shard).collect(),
+            members: vec![member],
+        };
+        Cluster { node: inner.node.to_owned(), shards, replica_sets: vec![set] }
+    }
+
+    fn is_able(&self) -> bool {
+        self.inner.lock().able
+    }
+}

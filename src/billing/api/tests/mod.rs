@@ -1,0 +1,362 @@
+//! The door over real sockets, before shards in memory that fail as told.
+
+mod exact;
+pub(in crate::billing) mod fake;
+mod schema;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use reqwest::{Method, Response};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::*;
+use crate::billing::shard::Failure;
+use fake::Fake;
+
+const TOKEN: &str = "0123456789abcdef0123";
+const PEER: &str = "peer-0123456789abcdef";
+
+struct Scene {
+    address: SocketAddr,
+    fake: Fake,
+    drain: Drain,
+    closing: CancellationToken,
+    server: tokio::task::JoinHandle<()>,
+}
+
+struct Answer {
+    status: u16,
+    headers: axum::http::HeaderMap,
+    text: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+}
+
+async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(20), future).await.expect("took too long")
+}
+
+impl Scene {
+    async fn new(fake: Fake, client: Option<&str>, limits: Limits) -> Scene {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        fake.found_at(&address.to_string());
+        let peer = Token::new(PEER);
+        let desk = Desk::new(fake.clone(), Peers::new(peer.as_ref()));
+        let gate = Gate { client: client.and_then(Token::new), peer };
+        let drain = Drain::new();
+        let api = Api::new(desk, gate, limits, drain.clone(), crate::telemetry::registry().unwrap()).unwrap();
+        let closing = CancellationToken::new();
+        let server = tokio::spawn(api.serve(vec![listener], closing.clone()));
+        Scene { address, fake, drain, closing, server }
+    }
+
+    async fn plain() -> Scene {
+        Scene::new(Fake::alone(), None, Limits::default()).await
+    }
+
+    async fn send(&self, method: Method, path: &str, fields: &[(&str, &str)], body: &str) -> Answer {
+        let mut request = reqwest::Client::new()
+            .request(method, format!("http://{}{path}", self.address))
+            .body(body.to_owned());
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let response: Response = soon(request.send()).await.unwrap();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Answer { status, headers, text: response.text().await.unwrap() }
+    }
+
+    async fn post(&self, path: &str, key: &str, body: Value) -> Answer {
+        let fields = [("content-type", "application/json"), ("idempotency-key", key)];
+        self.send(Method::POST, &format!("/billing/v1/{path}"), &fields, &body.to_string()).await
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, &[], "").await
+    }
+
+    /// Sends the bytes and reads until the server closes, or sends nothing for long.
+    async fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let mut text = Vec::new();
+        let _ = soon(stream.read_to_end(&mut text)).await;
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    async fn stop(self) {
+        self.closing.cancel();
+        soon(self.server).await.unwrap();
+    }
+}
+
+fn of(id: u64, balance: i64) -> Value {
+    json!({ "id": id, "balance": balance, "velocity": 0, "state": "active", "version": 1, "depletes_at": null,
+        "overrun": null })
+}
+
+#[tokio::test]
+async fn an_account_from_its_first_to_its_last_coin() {
+    let scene = Scene::plain().await;
+    let created = scene.post("accounts", "a", json!({ "id": 4, "balance": 1000, "velocity": 0 })).await;
+    assert_eq!((created.status, created.json()), (201, of(4, 1000)));
+    assert_eq!(created.headers["location"], "/billing/v1/accounts/4");
+    assert_eq!(created.headers["cache-control"], "no-store");
+    assert_eq!(scene.post("accounts/4/add_money", "b", json!({ "amount": 500 })).await.json(), of(4, 1500));
+    // The same key is the same operation.
+    assert_eq!(scene.post("accounts/4/add_money", "b", json!({ "amount": 500 })).await.json(), of(4, 1500));
+    assert_eq!(scene.post("accounts/4/add_money", "b", json!({ "amount": 501 })).await.status, 409);
+    assert_eq!(scene.post("accounts/4/withdraw", "c", json!({ "amount": 1501 })).await.status, 422);
+    let fast =
+        scene.post("accounts/4/update_spending_velocity", "d", json!({ "velocity": 100 })).await.json();
+    assert_eq!(fast["depletes_at"].as_u64(), Some(fake::START + 15_000_000));
+    scene.fake.advance(5_000_000);
+    assert_eq!(scene.get("/billing/v1/accounts/4").await.json()["balance"], 1000);
+    let empty = scene.post("accounts/4/withdraw", "e", json!({ "amount": 1000 })).await.json();
+    assert_eq!(
+        (&empty["state"], &empty["balance"], &empty["depletes_at"]),
+        (&json!("stopped"), &json!(0), &Value::Null)
+    );
+    let again = scene.post("accounts/4/add_money", "f", json!({ "amount": 1 })).await.json();
+    assert_eq!((&again["state"], &again["version"]), (&json!("active"), &json!(2)));
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_is_made_and_told_where_none_was_sent() {
+    let scene = Scene::plain().await;
+    let fields = [("content-type", "application/json; charset=utf-8")];
+    let body = json!({ "id": 1, "balance": 1, "velocity": 0 }).to_string();
+    let created = scene.send(Method::POST, "/billing/v1/accounts", &fields, &body).await;
+    let key = created.headers["idempotency-key"].to_str().unwrap().to_owned();
+    assert!(key.len() == 32 && key.bytes().all(|byte| byte.is_ascii_hexdigit()), "{key}");
+    assert_eq!(scene.send(Method::POST, "/billing/v1/accounts", &fields, &body).await.status, 409);
+    assert_eq!(
+        scene.post("accounts", &key, json!({ "id": 1, "balance": 1, "velocity": 0 })).await.status,
+        201
+    );
+    // Also where nobody knows, for then it is needed.
+    scene.fake.fail(Failure::Unknown);
+    let unknown =
+        scene.send(Method::POST, "/billing/v1/accounts/1/add_money", &fields, r#"{"amount":1}"#).await;
+    assert_eq!(unknown.status, 504);
+    assert_eq!(unknown.headers["idempotency-key"].len(), 32);
+    assert!(unknown.json()["detail"].as_str().unwrap().contains("the same Idempotency-Key"));
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn the_test_users_are_inserted_once() {
+    let scene = Scene::plain().await;
+    scene.post("accounts", "mine", json!({ "id": 7, "balance": 5, "velocity": 0 })).await;
+    let inserted = scene.send(Method::POST, "/billing/v1/insert_data", &[], "").await;
+    assert_eq!(inserted.status, 200);
+    let accounts = inserted.json()["accounts"].as_array().unwrap().clone();
+    assert_eq!(accounts.len(), 10);
+    assert_eq!((&accounts[3], &accounts[6]), (&of(4, 1000), &of(7, 5)));
+    scene.post("accounts/4/add_money", "more", json!({ "amount": 1 })).await;
+    let again = scene.send(Method::POST, "/billing/v1/insert_data", &[], "").await;
+    assert_eq!(again.json()["accounts"][3], of(4, 1001));
+    let page = scene.get("/billing/v1/accounts?limit=4&after=3").await.json();
+    assert_eq!((page["accounts"][0]["id"].as_u64(), page["next"].as_u64()), (Some(4), Some(7)));
+    let last = scene.get("/billing/v1/accounts?after=7").await.json();
+    assert_eq!((last["accounts"].as_array().unwrap().len(), &last["next"]), (3, &Value::Null));
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_goes_on_where_it_stopped() {
+    let scene = Scene::plain().await;
+    let operations = json!({ "operations": [
+        { "operation": "create", "id": 1, "balance": 10, "velocity": 0 },
+        { "operation": "withdraw", "id": 2, "amount": 1 },
+        { "operation": "withdraw", "id": 1, "amount": 11 },
+        { "operation": "add_money", "id": 1, "amount": 5 },
+        { "operation": "get", "id": 1 },
+    ] });
+    scene.fake.fail_after(2, Failure::Unknown);
+    let cut = scene.post("batch", "k", operations.clone()).await;
+    let statuses = |answer: &Answer| -> Vec<u64> {
+        answer.json()["results"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["status"].as_u64().unwrap())
+            .collect()
+    };
+    assert_eq!(cut.status, 200);
+    assert_eq!(
+        statuses(&cut).into_iter().filter(|status| *status > 500).collect::<Vec<_>>().len(),
+        3,
+        "{}",
+        cut.text
+    );
+    scene.fake.heal();
+    for _ in 0..2 {
+        let whole = scene.post("batch", "k", operations.clone()).await;
+        assert_eq!(statuses(&whole), [201, 404, 422, 200, 200]);
+        assert_eq!(whole.json()["results"][4]["account"], of(1, 15));
+    }
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn any_node_takes_any_request() {
+    let (one, other) = Fake::pair();
+    let (one, other) = (
+        Scene::new(one, Some(TOKEN), Limits::default()).await,
+        Scene::new(other, Some(TOKEN), Limits::default()).await,
+    );
+    let token = format!("Bearer {TOKEN}");
+    let fields = [("content-type", "application/json"), ("authorization", token.as_str())];
+    let send = async |scene: &Scene, method, path: &str, body: &str| {
+        let answer = scene.send(method, &format!("/billing/v1/{path}"), &fields, body).await;
+        assert!(answer.status < 300, "{path}: {} {}", answer.status, answer.text);
+        answer.json()
+    };
+    assert_eq!(send(&one, Method::POST, "insert_data", "").await["accounts"].as_array().unwrap().len(), 10);
+    assert!(one.fake.accounts() > 0 && other.fake.accounts() > 0);
+    assert_eq!(one.fake.accounts() + other.fake.accounts(), 10);
+    for scene in [&one, &other] {
+        let ids: Vec<u64> = send(scene, Method::GET, "accounts?limit=9", "").await["accounts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|account| account["id"].as_u64().unwrap())
+            .collect();
+        assert_eq!(ids, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        for id in 1..=10 {
+            send(scene, Method::POST, &format!("accounts/{id}/add_money"), r#"{"amount":1}"#).await;
+            send(scene, Method::GET, &format!("accounts/{id}"), "").await;
+        }
+        let operations: Vec<Value> =
+            (1..=10).map(|id| json!({ "operation": "add_money", "id": id, "amount": 10 })).collect();
+        let results =
+            send(scene, Method::POST, "batch", &json!({ "operations": operations }).to_string()).await;
+        assert!(results["results"].as_array().unwrap().iter().all(|one| one["status"] == 200), "{results}");
+    }
+    assert_eq!(send(&one, Method::GET, "accounts/4", "").await["balance"], 1022);
+    // What the owner refuses is refused the same way by the other.
+    for scene in [&one, &other] {
+        for id in 1..=10 {
+            let path = format!("/billing/v1/accounts/{id}/withdraw");
+            assert_eq!(scene.send(Method::POST, &path, &fields, r#"{"amount":99999999}"#).await.status, 422);
+        }
+    }
+    // Gone, its accounts are nobody's for a moment; the others are served.
+    let gone = other.fake.clone();
+    other.stop().await;
+    let statuses: Vec<u16> = futures::future::join_all((1..=10).map(async |id| {
+        one.send(Method::GET, &format!("/billing/v1/accounts/{id}"), &fields, "").await.status
+    }))
+    .await;
+    assert_eq!(statuses.iter().filter(|status| **status == 503).count(), gone.accounts(), "{statuses:?}");
+    assert_eq!(one.send(Method::GET, "/billing/v1/accounts", &fields, "").await.status, 503);
+    one.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_is_forwarded_once() {
+    let scene = Scene::plain().await;
+    let here = scene.address.to_string();
+    scene.fake.fail(Failure::Elsewhere { node: "b".into(), advertise: here });
+    let answer = scene.post("accounts/1/add_money", "k", json!({ "amount": 1 })).await;
+    assert_eq!(answer.status, 508);
+    let batch = json!({ "operations": [{ "operation": "get", "id": 1 }] });
+    assert_eq!(scene.post("batch", "k", batch).await.json()["results"][0]["status"], 508);
+    // A node whose address is nonsense, or where nobody is.
+    for advertise in ["", "no address", "127.0.0.1:1"] {
+        scene.fake.fail(Failure::Elsewhere { node: "b".into(), advertise: advertise.into() });
+        assert_eq!(
+            scene.post("accounts/1/add_money", "k", json!({ "amount": 1 })).await.status,
+            503,
+            "{advertise}"
+        );
+    }
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn ping_tells_whether_writes_are_taken() {
+    let scene = Scene::plain().await;
+    let ping = scene.get("/ping").await;
+    assert_eq!((ping.status, ping.text.as_str()), (200, "pong"));
+    scene.fake.able(false);
+    assert_eq!(scene.get("/ping").await.status, 500);
+    scene.fake.able(true);
+    scene.drain.begin();
+    assert_eq!(scene.get("/ping").await.status, 500);
+    let metrics = scene.get("/metrics").await;
+    assert!(metrics.text.contains("forefront_billing_http_connections 1"), "{}", metrics.text);
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_told_so() {
+    let scene = Scene::plain().await;
+    for path in
+        ["/", "/billing", "/billing/v1/", "/billing/v1/accounts/", "/billing/v1/accounts/1/add_money/"]
+    {
+        let answer = scene.get(path).await;
+        assert_eq!(
+            (answer.status, &answer.json()["type"]),
+            (404, &json!("urn:problem-type:forefront:billing:no-such-path"))
+        );
+        assert_eq!(answer.headers["cache-control"], "no-store");
+    }
+    for (method, path, allow) in [
+        (Method::DELETE, "/billing/v1/accounts", "GET,HEAD,POST"),
+        (Method::GET, "/billing/v1/accounts/1/withdraw", "POST"),
+        (Method::PUT, "/ping", "GET,HEAD"),
+    ] {
+        let answer = scene.send(method, path, &[], "").await;
+        assert_eq!((answer.status, answer.headers["allow"].to_str().unwrap()), (405, allow));
+        assert_eq!(answer.headers["content-type"], "application/problem+json");
+    }
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn heads_and_silence_are_bounded() {
+    let limits = Limits { header_timeout: Duration::from_millis(200), ..Limits::default() };
+    let scene = Scene::new(Fake::alone(), None, limits).await;
+    let long = format!("GET /ping HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(20_000));
+    assert!(scene.raw(long.as_bytes()).await.starts_with("HTTP/1.1 431 "));
+    assert!(scene.raw(b"nonsense\r\n\r\n").await.starts_with("HTTP/1.1 400 "));
+    // Both end by themselves.
+    scene.raw(b"GET /ping HTTP/1.1\r\nHo").await;
+    let idle = scene.raw(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(idle.starts_with("HTTP/1.1 200 ") && idle.ends_with("pong"), "{idle}");
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_that_came_is_finished_at_the_end() {
+    let scene = Scene::plain().await;
+    scene.fake.hold();
+    let address = scene.address;
+    let asked =
+        tokio::spawn(async move { reqwest::get(format!("http://{address}/billing/v1/accounts/1")).await });
+    while scene.drain.in_flight() == 0 {
+        tokio::task::yield_now().await;
+    }
+    scene.closing.cancel();
+    let refused = async {
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon(refused).await;
+    scene.fake.heal();
+    assert_eq!(soon(asked).await.unwrap().unwrap().status(), 404);
+    soon(scene.drain.idle()).await;
+    scene.stop().await;
+}

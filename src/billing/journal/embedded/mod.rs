@@ -1,0 +1,249 @@
+//! The engine without a server: a directory, one process, no replica.
+//!
+//! One thread does all that blocks, in the order of its queue. Appends that wait there together (of different shards) become
+//! durable together.
+
+mod heads;
+mod leases;
+mod snapshots;
+mod store;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Acquisition, Batch, BucketMap, Confirmation, Error, Lease, MemberState, MemberStatus, Node,
+    ReplicaSetStatus, Snapshot, framing,
+};
+#[cfg(test)]
+pub(super) use heads::Heads;
+use store::Store;
+
+/// Callers beyond these wait for a place. A shard has one append under way, so it is seldom more than the shards.
+const QUEUE_MAX: usize = 128;
+
+/// Time since some moment, never going back. Leases need no more: those of an earlier process ended with it.
+pub(super) type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
+
+enum Work {
+    Append(Batch, oneshot::Sender<Result<(), Error>>),
+    Other(Box<dyn FnOnce(&mut Store) + Send>),
+}
+
+/// Cheap to clone; when the last clone goes, the directory is free again.
+#[derive(Clone)]
+pub struct Embedded {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: PathBuf,
+    shards: u32,
+    /// None only while it is dropped.
+    work: Option<mpsc::Sender<Work>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Embedded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Embedded")
+            .field("path", &self.inner.path)
+            .field("shards", &self.inner.shards)
+            .finish()
+    }
+}
+
+impl Drop for Inner {
+    /// Waits for what is under way, so that the next to open the directory finds it unlocked.
+    fn drop(&mut self) {
+        self.work = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic over there was told to whoever waited for an answer.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Embedded {
+    pub(super) async fn open(path: &Path, shards: u32) -> Result<Embedded, Error> {
+        let start = Instant::now();
+        let journal = Embedded::open_with(path, shards, Arc::new(move || start.elapsed())).await?;
+        tracing::warn!(
+            path = %path.display(),
+            "journal: not replicated, what is acknowledged is lost with this directory"
+        );
+        Ok(journal)
+    }
+
+    pub(super) async fn open_with(path: &Path, shards: u32, clock: Clock) -> Result<Embedded, Error> {
+        const STEP: &str = "opening the journal";
+        let (work, queue) = mpsc::channel(QUEUE_MAX);
+        let (opened, outcome) = oneshot::channel();
+        let directory = path.to_owned();
+        let serve = move || match Store::open(&directory, shards, clock) {
+            Ok(store) => {
+                // Nobody waits for it any more if this fails, and then the queue is closed as well.
+                let _ = opened.send(Ok(()));
+                run(store, queue);
+            }
+            Err(error) => drop(opened.send(Err(error))),
+        };
+        let thread = std::thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(serve)
+            .map_err(Error::unavailable(STEP))?;
+        // The engine asserts here and there that what it reads is what it wrote, and its panic ends the thread.
+        let panicked =
+            |_| Error::Damaged { place: path.display().to_string(), source: "the engine panicked".into() };
+        outcome.await.map_err(panicked)??;
+        let inner = Inner { path: path.to_owned(), shards, work: Some(work), thread: Some(thread) };
+        Ok(Embedded { inner: Arc::new(inner) })
+    }
+
+    async fn send(&self, step: &'static str, work: Work) -> Result<(), Error> {
+        let queue = self.inner.work.as_ref().ok_or("it is closed").map_err(Error::unavailable(step))?;
+        queue.send(work).await.map_err(|_| Error::unavailable(step)("the journal's thread has ended"))
+    }
+
+    /// Does something on the journal's thread.
+    async fn on_thread<T: Send + 'static>(
+        &self,
+        step: &'static str,
+        call: impl FnOnce(&mut Store) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        let work = Work::Other(Box::new(move |store| drop(reply.send(call(store)))));
+        self.send(step, work).await?;
+        answer.await.map_err(Error::unknown(step))?
+    }
+
+    pub(super) async fn append(&self, batch: &Batch) -> Result<(), Error> {
+        const STEP: &str = "appending a batch";
+        let (reply, answer) = oneshot::channel();
+        self.send(STEP, Work::Append(batch.clone(), reply)).await?;
+        answer.await.map_err(Error::unknown(STEP))?
+    }
+
+    /// Behind the lost append in the queue, so its answer is final.
+    pub(super) async fn confirm(
+        &self,
+        shard: u32,
+        epoch: u64,
+        seq: u64,
+        checksum: u32,
+    ) -> Result<Confirmation, Error> {
+        self.on_thread("confirming a batch", move |store| store.confirm(shard, epoch, seq, checksum)).await
+    }
+
+    pub(super) async fn read(
+        &self,
+        shard: u32,
+        after_seq: u64,
+        limit_bytes: usize,
+    ) -> Result<Vec<Batch>, Error> {
+        self.on_thread("reading batches", move |store| store.read(shard, after_seq, limit_bytes)).await
+    }
+
+    /// Part by part, so that appends get their turn in between.
+    pub(super) async fn put_snapshot(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        const STEP: &str = "writing a snapshot";
+        let Snapshot { shard, seq, epoch, payload } = snapshot.clone();
+        let mut parts = 0;
+        for start in (0..payload.len()).step_by(framing::PART_BYTES) {
+            let part = payload.slice(start..payload.len().min(start + framing::PART_BYTES));
+            let at = parts;
+            self.on_thread(STEP, move |store| store.put_part(shard, seq, epoch, at, &part)).await?;
+            parts += 1;
+        }
+        let checksum = snapshot.checksum();
+        self.on_thread(STEP, move |store| store.put_heading(shard, seq, epoch, checksum, parts)).await
+    }
+
+    pub(super) async fn snapshot(&self, shard: u32) -> Result<Option<Snapshot>, Error> {
+        self.on_thread("reading a snapshot", move |store| store.snapshot(shard)).await
+    }
+
+    pub(super) async fn truncate(&self, shard: u32, through_seq: u64) -> Result<(), Error> {
+        while !self.on_thread("truncating", move |store| store.truncate_some(shard, through_seq)).await? {}
+        Ok(())
+    }
+
+    pub(super) async fn acquire(
+        &self,
+        shard: u32,
+        node: &Node,
+        lease: Duration,
+    ) -> Result<Acquisition, Error> {
+        let node = node.clone();
+        self.on_thread("acquiring a lease", move |store| store.acquire(shard, &node, lease)).await
+    }
+
+    pub(super) async fn renew(&self, shard: u32, epoch: u64, lease: Duration) -> Result<Lease, Error> {
+        self.on_thread("renewing a lease", move |store| store.renew(shard, epoch, lease)).await
+    }
+
+    pub(super) async fn release(
+        &self,
+        shard: u32,
+        epoch: u64,
+        to: Option<(&str, Duration)>,
+    ) -> Result<(), Error> {
+        let to = to.map(|(node, keep)| (node.to_owned(), keep));
+        self.on_thread("releasing a lease", move |store| store.release(shard, epoch, to)).await
+    }
+
+    pub(super) async fn leases(&self) -> Result<Vec<Lease>, Error> {
+        self.on_thread("reading leases", |store| Ok(store.leases())).await
+    }
+
+    pub(super) async fn bucket_map(&self) -> Result<BucketMap, Error> {
+        self.on_thread("reading the bucket map", |store| Ok(store.bucket_map().clone())).await
+    }
+
+    pub(super) async fn set_bucket_map(&self, map: &BucketMap) -> Result<bool, Error> {
+        let map = map.clone();
+        self.on_thread("setting the bucket map", move |store| store.set_bucket_map(map)).await
+    }
+
+    pub(super) async fn status(&self) -> Vec<ReplicaSetStatus> {
+        let works = self.on_thread("asking for the status", |store| store.check_whole()).await;
+        let member = MemberStatus {
+            uri: format!("file://{}", self.inner.path.display()),
+            state: if works.is_ok() { MemberState::Writable } else { MemberState::Unreachable },
+            replication: None,
+            lag_bytes: None,
+            lag: None,
+            problem: works.err().map(|error| error.to_string()),
+        };
+        vec![ReplicaSetStatus { index: 0, shards: (0..self.inner.shards).collect(), members: vec![member] }]
+    }
+}
+
+fn run(mut store: Store, mut queue: mpsc::Receiver<Work>) {
+    while let Some(first) = queue.blocking_recv() {
+        let mut next = Some(first);
+        let mut appends = Vec::new();
+        while let Some(Work::Append(batch, reply)) = next {
+            appends.push((batch, reply));
+            next = queue.try_recv().ok();
+        }
+        if !appends.is_empty() {
+            append(&mut store, appends);
+        }
+        if let Some(Work::Other(call)) = next {
+            call(&mut store);
+        }
+    }
+}
+
+fn append(store: &mut Store, appends: Vec<(Batch, oneshot::Sender<Result<(), Error>>)>) {
+    let (batches, replies): (Vec<_>, Vec<_>) = appends.into_iter().unzip();
+    for (reply, result) in replies.into_iter().zip(store.append(&batches)) {
+        // Who no longer waits will confirm.
+        let _ = reply.send(result);
+    }
+}

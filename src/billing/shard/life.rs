@@ -1,0 +1,320 @@
+//! The life of one shard on one node, for as long as the node lives:
+//!
+//! ```text
+//!   follow ──lease acquired──► catch up ──► own ──lease lost, fenced──► follow
+//!     ▲  ▲                                   │
+//!     │  └── another node has it             └── closing, handed over: release ──► end, or follow
+//!     └── the journal does not answer
+//! ```
+//! A shard whose journal is corrupt is given up: somebody must act.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::backend::Backend;
+use super::commit::{Stopped, commit};
+use super::metrics::Metrics;
+use super::owner::{Inlets, Leaving, Left, Office, Owner};
+use super::replica::Replica;
+use super::seat::{HandOver, Seat, Standing};
+use super::tenure::Tenure;
+use super::wall::WallClock;
+use super::{Config, Failure};
+use crate::billing::domain::{self, Command, State};
+use crate::billing::journal::{self, Acquisition, Error, Lease};
+use crate::billing::notifier::Courier;
+use crate::clock;
+use crate::resilience::backoff::Backoff;
+
+/// Answered orders that wait to be journaled; their senders keep their places until then.
+const FOLLOW_UPS: usize = 1024;
+/// Between tries while the journal does not answer.
+const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(1) };
+/// A lease that is about to end is asked for right after its end.
+const BEHIND_THE_END: Duration = Duration::from_millis(5);
+
+pub struct Life<B> {
+    pub config: Arc<Config>,
+    pub backend: B,
+    pub wall: WallClock,
+    pub metrics: Arc<Metrics>,
+    pub courier: Courier,
+    pub seat: Arc<Seat>,
+    pub closing: CancellationToken,
+}
+
+/// What comes after a step.
+enum Next {
+    Wait(Duration),
+    Closed,
+    /// Corrupt, or settings that do not fit.
+    GivenUp(Error),
+}
+
+impl<B: Backend> Life<B> {
+    pub async fn run(self) {
+        let shard = self.seat.shard;
+        let mut replica = None;
+        let mut failures = 0;
+        while !self.closing.is_cancelled() {
+            let next = match self.step(&mut replica).await {
+                Ok(next) => {
+                    failures = 0;
+                    next
+                }
+                Err(Error::Truncated { .. }) => Next::Wait(Duration::ZERO),
+                Err(error @ (Error::Unavailable { .. } | Error::Unknown { .. } | Error::Fenced { .. })) => {
+                    if failures == 0 {
+                        tracing::warn!(shard, %error, "the journal does not answer, the shard waits for it");
+                    }
+                    self.metrics.retries_follow.inc();
+                    let wait = RETRY.delay(failures, fastrand::f64());
+                    failures = failures.saturating_add(1);
+                    Next::Wait(wait)
+                }
+                // No retry helps.
+                Err(error) => Next::GivenUp(error),
+            };
+            match next {
+                Next::Wait(wait) => tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = self.closing.cancelled() => {}
+                },
+                Next::Closed => return,
+                Next::GivenUp(error) => {
+                    tracing::error!(shard, %error, "the shard is given up, somebody must act");
+                    self.seat.set_broken(true);
+                    self.seat.publish(Standing::Vacant);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Follows, and owns if it can. The replica is left behind only if it is as the journal.
+    async fn step(&self, kept: &mut Option<Replica>) -> Result<Next, Error> {
+        let Config { node, lease, poll, .. } = &*self.config;
+        let shard = self.seat.shard;
+        let followed = async {
+            let mut replica = match kept.take() {
+                Some(replica) => replica,
+                None => Replica::load(&self.backend, shard).await?,
+            };
+            replica.follow(&self.backend, shard).await?;
+            Ok::<_, Error>(replica)
+        };
+        let replica = tokio::select! {
+            followed = followed => followed?,
+            () = self.closing.cancelled() => return Ok(Next::Closed),
+        };
+        self.seat.set_seq(replica.seq);
+        let from = clock::now();
+        // After this time an acquired lease would be over.
+        let acquired = timeout(*lease, self.backend.acquire(shard, node, *lease)).await;
+        let acquired =
+            acquired.map_err(|late| Error::Unknown { step: "acquiring a lease", source: late.into() })?;
+        match acquired {
+            Ok(Acquisition::Acquired(acquired)) => {
+                let tenure = Arc::new(Tenure::new(&acquired, *lease, from));
+                let (next, replica) = self.own(replica, &acquired, tenure).await;
+                *kept = replica;
+                Ok(next)
+            }
+            Ok(Acquisition::Held(held)) => {
+                *kept = Some(replica);
+                let until_its_end = held.expires_in + BEHIND_THE_END;
+                self.stand_by(held);
+                Ok(Next::Wait(until_its_end.min(*poll)))
+            }
+            Err(error) => {
+                *kept = Some(replica);
+                Err(error)
+            }
+        }
+    }
+
+    fn stand_by(&self, held: Lease) {
+        let Lease { shard: _, epoch, seq: _, node, advertise, expires_in } = held;
+        let served = !advertise.is_empty() && !expires_in.is_zero() && node != self.config.node.name;
+        self.seat.publish(match served {
+            true => Standing::Elsewhere { node, advertise, epoch, until: clock::now() + expires_in },
+            false => Standing::Vacant,
+        });
+    }
+
+    /// From the lease to its end.
+    async fn own(&self, replica: Replica, acquired: &Lease, tenure: Arc<Tenure>) -> (Next, Option<Replica>) {
+        let Lease { shard, epoch, seq, .. } = *acquired;
+        self.metrics.leases_acquired.inc();
+        self.seat.publish(Standing::Vacant);
+        // Dropped at the end of this function, which stops them.
+        let mut beside = JoinSet::new();
+        beside.spawn({
+            let (tenure, backend, metrics) =
+                (Arc::clone(&tenure), self.backend.clone(), Arc::clone(&self.metrics));
+            async move { tenure.keep(&backend, &metrics).await }
+        });
+        let ready = tokio::select! {
+            ready = self.get_ready(replica, seq, &tenure) => ready,
+            () = tenure.ended() => Err(Stopped::TenureOver),
+        };
+        let replica = match ready {
+            Ok(replica) => replica,
+            Err(Stopped::TenureOver) => {
+                self.metrics.leases_lost.inc();
+                return (Next::Wait(Duration::ZERO), None);
+            }
+            Err(Stopped::Broken(error)) => {
+                self.release(&tenure, None).await;
+                return (Next::GivenUp(error), None);
+            }
+        };
+        tracing::info!(shard, epoch, seq = replica.seq, "this node owns the shard");
+        let owner = self.take_office(replica, &tenure, &mut beside);
+        let Left { why, replica } = owner.serve().await;
+        match why {
+            Leaving::TenureOver => {
+                self.metrics.leases_lost.inc();
+                tenure.end();
+                (Next::Wait(Duration::ZERO), replica)
+            }
+            Leaving::Broken(error) => {
+                beside.shutdown().await;
+                self.release(&tenure, None).await;
+                (Next::GivenUp(error), None)
+            }
+            Leaving::Closing => {
+                beside.shutdown().await;
+                self.release(&tenure, None).await;
+                (Next::Closed, None)
+            }
+            Leaving::HandOver(HandOver { to, reply }) => {
+                beside.shutdown().await;
+                let released = self.release(&tenure, Some((&to, self.config.hand_over))).await;
+                tracing::info!(shard, epoch, to, released, "the shard was handed over");
+                drop(reply.send(if released { Ok(()) } else { Err(Failure::Unknown) }));
+                (Next::Wait(self.config.poll), replica)
+            }
+        }
+    }
+
+    /// The replica at the end of the journal; of a shard that never had a batch, with its buckets.
+    async fn get_ready(&self, replica: Replica, seq: u64, tenure: &Tenure) -> Result<Replica, Stopped> {
+        let mut kept = Some(replica);
+        let mut failures = 0;
+        let mut replica = loop {
+            let replica = match kept.take() {
+                Some(replica) => Ok(replica),
+                None => Replica::load(&self.backend, tenure.shard).await,
+            };
+            let ready = match replica {
+                Ok(replica) => replica.catch_up(&self.backend, tenure.shard, seq).await,
+                Err(error) => Err(error),
+            };
+            match ready {
+                Ok(replica) => break replica,
+                Err(Error::Unavailable { step, source }) => {
+                    tracing::debug!(shard = tenure.shard, step, %source, "the journal could not be read yet");
+                    self.metrics.retries_follow.inc();
+                    tokio::time::sleep(RETRY.delay(failures, fastrand::f64())).await;
+                    failures = failures.saturating_add(1);
+                }
+                Err(Error::Fenced { .. }) => return Err(Stopped::TenureOver),
+                Err(error) => return Err(Stopped::Broken(error)),
+            }
+        };
+        if replica.seq == 0 {
+            self.adopt_first_buckets(&mut replica, tenure).await?;
+        }
+        Ok(replica)
+    }
+
+    /// The first batch of a shard says which buckets it begins with, so that a replay needs nothing but the journal.
+    async fn adopt_first_buckets(&self, replica: &mut Replica, tenure: &Tenure) -> Result<(), Stopped> {
+        let map = self.backend.bucket_map().await.map_err(|error| match error {
+            Error::Unavailable { .. } | Error::Unknown { .. } => Stopped::TenureOver,
+            error => Stopped::Broken(error),
+        })?;
+        let own = (0..domain::BUCKETS).zip(&map.shards).filter(|(_, shard)| **shard == tenure.shard);
+        let adopt = own.filter_map(|(bucket, _)| {
+            let image = State::new([bucket]).bucket_image(bucket)?;
+            Some(Command::Adopt { image: image.into() })
+        });
+        let commands = domain::Batch { at: self.wall.now(), commands: adopt.collect() };
+        if commands.commands.is_empty() {
+            return Ok(());
+        }
+        let mut payload = Vec::new();
+        commands.encode(&mut payload);
+        let batch = journal::Batch {
+            shard: tenure.shard,
+            seq: 1,
+            epoch: tenure.epoch,
+            payload: Bytes::from(payload),
+        };
+        commit(&self.backend, &batch, tenure, &self.metrics).await?;
+        replica.state.replay(&commands);
+        replica.seq = 1;
+        replica.last = Some((batch.epoch, batch.checksum()));
+        Ok(())
+    }
+
+    fn take_office(&self, replica: Replica, tenure: &Arc<Tenure>, beside: &mut JoinSet<()>) -> Owner<B> {
+        let (requests, requests_in) = mpsc::channel(self.config.queue.max(1));
+        let (follow_ups, follow_ups_in) = mpsc::channel(FOLLOW_UPS);
+        let (hand_over, hand_over_in) = mpsc::channel(1);
+        let outbox = self.courier.outbox();
+        if let Some(outbox) = &outbox {
+            let holder = Arc::clone(tenure);
+            let may_send = Arc::new(move || holder.holds());
+            beside.spawn(self.courier.clone().dispatch(outbox.clone(), may_send, follow_ups));
+        }
+        let courier = self.courier.clone();
+        let office = Office {
+            config: Arc::clone(&self.config),
+            backend: self.backend.clone(),
+            wall: self.wall.clone(),
+            metrics: Arc::clone(&self.metrics),
+            seat: Arc::clone(&self.seat),
+            tenure: Arc::clone(tenure),
+            closing: self.closing.clone(),
+            outbox,
+            cancelled: Box::new(move |count| courier.cancelled(count)),
+        };
+        let inlets = Inlets { requests: requests_in, follow_ups: follow_ups_in, hand_over: hand_over_in };
+        let owner = Owner::new(office, inlets, replica);
+        self.seat.publish(Standing::Own { requests, hand_over, tenure: Arc::clone(tenure) });
+        owner
+    }
+
+    /// So that another node need not wait for the lease to end. Tried as long as the lease lasts; false if it may not have
+    /// been heard.
+    async fn release(&self, tenure: &Tenure, to: Option<(&str, Duration)>) -> bool {
+        let Tenure { shard, epoch, .. } = *tenure;
+        let mut failures = 0;
+        while tenure.holds() {
+            let left = tenure.deadline().saturating_duration_since(clock::now());
+            match timeout(left, self.backend.release(shard, epoch, to)).await {
+                // Fenced: it was heard before, or somebody else has it.
+                Ok(Ok(()) | Err(Error::Fenced { .. })) => {
+                    tenure.end();
+                    self.metrics.leases_released.inc();
+                    return true;
+                }
+                Ok(Err(error)) => tracing::debug!(shard, epoch, %error, "a lease could not be released yet"),
+                Err(_) => break,
+            }
+            tokio::time::sleep(RETRY.delay(failures, fastrand::f64()).min(left)).await;
+            failures = failures.saturating_add(1);
+        }
+        tenure.end();
+        tracing::warn!(shard, epoch, "a lease could not be released, it ends by itself");
+        false
+    }
+}

@@ -1,0 +1,88 @@
+//! Shards at work: one owner for each, commands in groups, answers once they are durable.
+//!
+//! [`Router`] is the way in. Behind it each shard has a life of its own on every node: `life` follows the journal and takes
+//! the lease when it is free; `owner` is the one loop that touches the state, for one `tenure`; `commit` makes a batch
+//! durable whatever the journal answers.
+//!
+//! Never here: what a command does (`domain`), how bytes become durable (`journal`), how an order travels (`notifier`), and
+//! forwarding to another node: a caller is told where it is.
+//!
+//! Invariants: an answer is of what is durable under an epoch that was this node's when it was given. A batch is written
+//! again only if it surely is not in the journal. A node whose lease ran out, by its own monotonic clock, writes, answers and
+//! sends nothing. No time of the journal goes back.
+
+mod backend;
+mod commit;
+mod forgetting;
+mod life;
+mod metrics;
+mod owner;
+mod replica;
+mod router;
+mod seat;
+mod settings;
+mod snapshots;
+mod tenure;
+#[cfg(test)]
+mod tests;
+mod wall;
+
+use std::time::Duration;
+
+use super::domain::Refusal;
+use super::journal::{self, ReplicaSetStatus};
+use super::notifier;
+
+pub use router::Router;
+pub use settings::Config;
+pub use wall::{Hand, WallClock};
+
+/// Why shards cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the journal cannot be read")]
+    Journal(#[from] journal::Error),
+    #[error("the notifier cannot be set up")]
+    Notifier(#[from] notifier::Error),
+    #[error("cannot register a metric")]
+    Register(#[source] prometheus::Error),
+}
+
+/// Why there is no answer of the domain.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The queue is full, or the shard is being taken over; worth another try after this.
+    #[error("busy, try again")]
+    Busy { retry_after: Duration },
+    /// Another node owns the shard; the request may be forwarded there, once.
+    #[error("another node has it")]
+    Elsewhere { node: String, advertise: String },
+    /// It may or may not have been done: the same key asked again tells.
+    #[error("the journal did not answer")]
+    Unknown,
+}
+
+/// What `GET cluster` shows.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    pub node: String,
+    pub shards: Vec<ShardStatus>,
+    pub replica_sets: Vec<ReplicaSetStatus>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ShardStatus {
+    pub shard: u32,
+    /// Owner and where it is reached; empty: nobody.
+    pub node: String,
+    pub advertise: String,
+    pub epoch: u64,
+    pub seq: u64,
+    pub buckets: u32,
+    /// Known on the owner only.
+    pub accounts: Option<u64>,
+    /// Can this node have commands done there, by itself or by forwarding?
+    pub writable: bool,
+}

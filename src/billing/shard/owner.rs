@@ -1,0 +1,515 @@
+//! The owner of a shard at work: one loop, which alone touches the state.
+//!
+//! A turn: take what waits, answer reads from the state (all of it is durable), apply the commands at one time, make what
+//! changed durable as one batch, then send orders and answer. While a batch is written the next one waits in the channel.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio_util::sync::CancellationToken;
+
+use super::backend::Backend;
+use super::commit::{Stopped, commit};
+use super::forgetting::Forgetting;
+use super::metrics::Metrics;
+use super::replica::Replica;
+use super::seat::{HandOver, Request, Seat, Told, busy};
+use super::snapshots::Snapshots;
+use super::tenure::Tenure;
+use super::wall::WallClock;
+use super::{Config, Failure};
+use crate::billing::domain::{
+    self, Account, Applied, Command, EventKind, Micros, Order, Reply, Stage, State,
+};
+use crate::billing::journal;
+use crate::billing::notifier::{FollowUp, Outbox, Timers};
+use crate::clock;
+
+/// Depletions in one batch, so that 10,000 at one second leave room for callers in each of their batches.
+const DEPLETIONS_MAX: usize = 1024;
+/// Follow-ups of the notifier in one batch.
+const FOLLOW_UPS_MAX: usize = 1024;
+/// Listings under way at once: each looks at every account, on a thread of its own.
+const LISTINGS_MAX: usize = 4;
+/// How far the wall clock may be behind the journal before that is told. Nodes differ by less.
+const BEHIND: Duration = Duration::from_millis(500);
+/// How often callers are looked after while the journal does not answer.
+const SHED: Duration = Duration::from_millis(100);
+
+/// What an owner is given.
+pub struct Office<B> {
+    pub config: Arc<Config>,
+    pub backend: B,
+    pub wall: WallClock,
+    pub metrics: Arc<Metrics>,
+    pub seat: Arc<Seat>,
+    pub tenure: Arc<Tenure>,
+    pub closing: CancellationToken,
+    /// None: nobody is told of depletions.
+    pub outbox: Option<Outbox>,
+    /// Counts orders that money came for.
+    pub cancelled: Box<dyn Fn(u64) + Send + Sync>,
+}
+
+pub struct Inlets {
+    pub requests: mpsc::Receiver<Request>,
+    pub follow_ups: mpsc::Receiver<FollowUp>,
+    pub hand_over: mpsc::Receiver<HandOver>,
+}
+
+/// Why an owner stopped.
+pub enum Leaving {
+    Closing,
+    HandOver(HandOver),
+    TenureOver,
+    Broken(journal::Error),
+}
+
+/// The replica is there if all of it is durable.
+pub struct Left {
+    pub why: Leaving,
+    pub replica: Option<Replica>,
+}
+
+pub struct Owner<B> {
+    office: Office<B>,
+    inlets: Inlets,
+    state: State,
+    seq: u64,
+    last: Option<(u64, u32)>,
+    /// The last batch may or may not be durable.
+    doubtful: bool,
+    timers: Timers,
+    rebuilt: Option<oneshot::Receiver<Timers>>,
+    snapshots: Snapshots,
+    forgetting: Forgetting,
+    accounts: i64,
+    told_behind: bool,
+    listings: Arc<Semaphore>,
+    /// Snapshots; dropped with the owner.
+    beside: JoinSet<()>,
+    inbox: Vec<Request>,
+    arrived: Vec<FollowUp>,
+}
+
+type Answer = Result<Told, Failure>;
+
+/// A batch before it is durable.
+#[derive(Default)]
+struct Turn {
+    at: Micros,
+    commands: Vec<Command>,
+    answers: Vec<(oneshot::Sender<Answer>, Answer)>,
+    /// Orders to send once it is durable, unless money comes before.
+    depleted: Vec<Order>,
+    /// Accounts whose orders money came for.
+    reopened: Vec<u64>,
+    /// Accounts and versions that need no order any more.
+    settled: Vec<(u64, u32)>,
+    created: i64,
+}
+
+impl<B: Backend> Owner<B> {
+    /// `replica` is at the end of the journal.
+    pub fn new(office: Office<B>, inlets: Inlets, replica: Replica) -> Owner<B> {
+        let Replica { state, seq, last } = replica;
+        let timers = Timers::new(state.timers().map(|timer| (timer.at, timer.account)));
+        if let Some(outbox) = &office.outbox {
+            outbox.refill(state.orders(), clock::now());
+        }
+        office.seat.set_seq(seq);
+        Owner {
+            timers,
+            snapshots: Snapshots::new(&office.config),
+            forgetting: Forgetting::new(&office.config),
+            accounts: state.accounts_len() as i64,
+            office,
+            inlets,
+            state,
+            seq,
+            last,
+            doubtful: false,
+            rebuilt: None,
+            told_behind: false,
+            listings: Arc::new(Semaphore::new(LISTINGS_MAX)),
+            beside: JoinSet::new(),
+            inbox: Vec::new(),
+            arrived: Vec::new(),
+        }
+    }
+
+    /// Until something ends it. Requests that are left are answered by then.
+    pub async fn serve(mut self) -> Left {
+        let why = loop {
+            self.office.seat.gauges.accounts.set(self.accounts);
+            if let Err(why) = self.wait().await {
+                break why;
+            }
+            if let Err(why) = self.turn().await {
+                break why;
+            }
+        };
+        self.leave(why).await
+    }
+
+    /// Until there is work; takes it.
+    async fn wait(&mut self) -> Result<(), Leaving> {
+        let now = self.now();
+        let due = self.timers.next().into_iter().chain(self.forgetting.next()).min();
+        let Office { wall, tenure, closing, .. } = &self.office;
+        let until_due = async {
+            match due {
+                Some(due) if due <= now => {}
+                Some(due) => wall.until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        let Inlets { requests, follow_ups, hand_over } = &mut self.inlets;
+        let limit = self.office.config.batch_commands.max(1);
+        tokio::select! {
+            biased;
+            () = tenure.ended() => return Err(Leaving::TenureOver),
+            () = closing.cancelled() => return Err(Leaving::Closing),
+            Some(request) = hand_over.recv() => return Err(Leaving::HandOver(request)),
+            1.. = follow_ups.recv_many(&mut self.arrived, FOLLOW_UPS_MAX) => {}
+            1.. = requests.recv_many(&mut self.inbox, limit) => {}
+            () = until_due => {}
+        }
+        while self.inbox.len() < limit
+            && let Ok(request) = requests.try_recv()
+        {
+            self.inbox.push(request);
+        }
+        while self.arrived.len() < FOLLOW_UPS_MAX
+            && let Ok(follow_up) = follow_ups.try_recv()
+        {
+            self.arrived.push(follow_up);
+        }
+        self.office.seat.gauges.queue.set(requests.len() as i64);
+        Ok(())
+    }
+
+    async fn turn(&mut self) -> Result<(), Leaving> {
+        if !self.office.tenure.holds() {
+            return Err(Leaving::TenureOver);
+        }
+        self.take_rebuilt_timers();
+        let mut turn = Turn { at: self.now(), ..Turn::default() };
+        self.read(turn.at);
+        self.refill();
+        self.operate(&mut turn);
+        self.follow_up(&mut turn);
+        self.deplete(&mut turn);
+        self.forget(&mut turn);
+        if !turn.commands.is_empty() {
+            self.make_durable(&mut turn).await?;
+        }
+        self.tell(turn);
+        Ok(())
+    }
+
+    // ------------------------------------------------------------------------------------------------------ one turn
+
+    /// Reads come first in a turn: the state is durable then. Callers whose commands are in the same turn were not
+    /// answered yet, so nobody can tell that a read came before them.
+    fn read(&mut self, now: Micros) {
+        let commands = Vec::with_capacity(self.inbox.len());
+        for request in std::mem::replace(&mut self.inbox, commands) {
+            match request {
+                Request::Get { account, reply } => {
+                    drop(reply.send(self.state.account(account, now).map_err(Failure::Refused)));
+                }
+                Request::List { after, limit, reply } => self.list(after, limit, now, reply),
+                operate @ Request::Operate { .. } => self.inbox.push(operate),
+            }
+        }
+    }
+
+    fn list(
+        &self,
+        after: Option<u64>,
+        limit: usize,
+        now: Micros,
+        reply: oneshot::Sender<Result<Vec<Account>, Failure>>,
+    ) {
+        let Ok(place) = Arc::clone(&self.listings).try_acquire_owned() else {
+            return drop(reply.send(Err(busy())));
+        };
+        let state = self.state.clone();
+        tokio::task::spawn_blocking(move || {
+            let page = state.page(after, limit, now);
+            drop(state);
+            drop(place);
+            drop(reply.send(Ok(page)));
+        });
+    }
+
+    /// Here, because all orders of the state are durable before the first command of a turn.
+    fn refill(&mut self) {
+        if self.arrived.contains(&FollowUp::Refill)
+            && let Some(outbox) = &self.office.outbox
+        {
+            outbox.refill(self.state.orders(), clock::now());
+        }
+    }
+
+    fn operate(&mut self, turn: &mut Turn) {
+        let full = self.forgetting.is_full();
+        for request in std::mem::take(&mut self.inbox) {
+            let Request::Operate { account, key, operation, reply } = request else { continue };
+            if full {
+                drop(reply.send(Err(busy())));
+                continue;
+            }
+            // Who has gone away before it began does not want it done.
+            if reply.is_closed() {
+                continue;
+            }
+            let applied = self.apply(Command::Operate { key, account, operation }, turn);
+            let result = match applied.result {
+                Ok(Reply::Account(account)) => Ok(Told { account, replayed: applied.replayed }),
+                Ok(Reply::Done | Reply::Stale) => Err(Failure::Unknown),
+                Err(refusal) => Err(Failure::Refused(refusal)),
+            };
+            turn.answers.push((reply, result));
+        }
+    }
+
+    fn follow_up(&mut self, turn: &mut Turn) {
+        for follow_up in std::mem::take(&mut self.arrived) {
+            if let FollowUp::Delivered { account, version, at } = follow_up {
+                self.apply(Command::Delivered { account, version, at }, turn);
+                turn.settled.push((account, version));
+            }
+        }
+    }
+
+    fn deplete(&mut self, turn: &mut Turn) {
+        for _ in 0..DEPLETIONS_MAX {
+            let Some(account) = self.timers.pop(turn.at) else { return };
+            match self.state.timer(account) {
+                Some(timer) if timer.at <= turn.at => {
+                    self.apply(Command::Deplete { account, version: timer.version }, turn);
+                }
+                Some(timer) => self.timers.push(account, timer.at),
+                None => {}
+            }
+        }
+    }
+
+    fn forget(&mut self, turn: &mut Turn) {
+        if let Some(before) = self.forgetting.due(&self.state, turn.at, !turn.commands.is_empty()) {
+            self.apply(Command::Forget { before }, turn);
+        }
+    }
+
+    fn apply(&mut self, command: Command, turn: &mut Turn) -> Applied {
+        let account = match &command {
+            Command::Operate { account, .. }
+            | Command::Deplete { account, .. }
+            | Command::Delivered { account, .. } => Some(*account),
+            Command::Forget { .. } | Command::Release { .. } | Command::Adopt { .. } => None,
+        };
+        let instant = |state: &State| account.and_then(|account| state.timer(account)).map(|timer| timer.at);
+        let before = instant(&self.state);
+        // Without an instant it may be stopped, and money then reopens it.
+        let version = match before {
+            None => account.and_then(|account| self.state.row(account)).map(|row| row.version),
+            Some(_) => None,
+        };
+        let applied = self.state.apply(&command, turn.at);
+        if !applied.changed {
+            return applied;
+        }
+        turn.commands.push(command);
+        applied.events.iter().for_each(|event| turn.notice(event, version));
+        if let Some(account) = account {
+            self.timers.moved(account, before, instant(&self.state));
+        }
+        applied
+    }
+
+    // ------------------------------------------------------------------------------------------------------- durable
+
+    async fn make_durable(&mut self, turn: &mut Turn) -> Result<(), Leaving> {
+        let Office { config, backend, metrics, seat, tenure, .. } = &self.office;
+        let commands = domain::Batch { at: turn.at, commands: std::mem::take(&mut turn.commands) };
+        let mut payload = Vec::with_capacity(32 + 64 * commands.commands.len());
+        commands.encode(&mut payload);
+        let batch = journal::Batch {
+            shard: tenure.shard,
+            seq: self.seq + 1,
+            epoch: tenure.epoch,
+            payload: Bytes::from(payload),
+        };
+        let began = clock::now();
+        let result = {
+            let durable = commit(backend, &batch, tenure, metrics);
+            tokio::pin!(durable);
+            let mut impatient = interval_at(Instant::now() + config.patience, SHED);
+            impatient.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    biased;
+                    result = &mut durable => break result,
+                    _ = impatient.tick() => {
+                        seat.set_stuck(true);
+                        shed(&mut self.inlets.requests, config.queue);
+                    }
+                }
+            }
+        };
+        seat.set_stuck(false);
+        if let Err(stopped) = result {
+            self.doubtful = true;
+            turn.answers.drain(..).for_each(|(reply, _)| drop(reply.send(Err(Failure::Unknown))));
+            return Err(match stopped {
+                Stopped::TenureOver => Leaving::TenureOver,
+                Stopped::Broken(error) => Leaving::Broken(error),
+            });
+        }
+        self.seq = batch.seq;
+        self.last = Some((batch.epoch, batch.checksum()));
+        seat.set_seq(self.seq);
+        metrics.commit.observe((clock::now() - began).as_secs_f64());
+        metrics.batch_commands.observe(commands.commands.len() as f64);
+        if !tenure.holds() {
+            // It is durable, but another owner may have answered differently since.
+            turn.answers.drain(..).for_each(|(reply, _)| drop(reply.send(Err(Failure::Unknown))));
+            return Err(Leaving::TenureOver);
+        }
+        if self.snapshots.is_due(batch.payload.len()) {
+            let place = (batch.shard, batch.seq, batch.epoch);
+            self.beside.spawn(self.snapshots.make(backend.clone(), place, self.state.clone()));
+        }
+        // Those that ended give their place back.
+        while self.beside.try_join_next().is_some() {}
+        Ok(())
+    }
+
+    /// All of it is durable.
+    fn tell(&mut self, turn: Turn) {
+        let Turn { at: _, commands: _, answers, depleted, reopened, settled, created } = turn;
+        self.accounts += created;
+        self.office.metrics.depletions.inc_by(depleted.len() as u64);
+        if let Some(outbox) = &self.office.outbox {
+            settled.iter().for_each(|(account, version)| outbox.settled(*account, *version));
+            // Before the new orders: an account may have been reopened and have run dry again.
+            let cancelled = reopened.iter().filter(|account| outbox.cancel(**account)).count();
+            (self.office.cancelled)(cancelled as u64);
+            // Money that came in the same turn is earlier than the commit: no order leaves.
+            let stopped = |order: &Order| {
+                let row = self.state.row(order.account);
+                row.is_some_and(|row| {
+                    row.version == order.version && matches!(row.stage, Stage::Stopped { .. })
+                })
+            };
+            if !depleted.is_empty() {
+                outbox.add(depleted.into_iter().filter(stopped), clock::now());
+            }
+        }
+        answers.into_iter().for_each(|(reply, result)| drop(reply.send(result)));
+    }
+
+    // ------------------------------------------------------------------------------------------------------- the rest
+
+    /// Never before the state's time, which a clock that was set back would be.
+    fn now(&mut self) -> Micros {
+        let (now, last) = (self.office.wall.now(), self.state.last());
+        let behind = Duration::from_micros(last.since(now));
+        if behind > BEHIND && !self.told_behind {
+            let shard = self.office.tenure.shard;
+            tracing::warn!(
+                shard,
+                ?behind,
+                "the clock is behind the journal: time stands still until it has caught up"
+            );
+        }
+        self.told_behind = behind > BEHIND || self.told_behind && behind > Duration::ZERO;
+        now.max(last)
+    }
+
+    fn take_rebuilt_timers(&mut self) {
+        if let Some(Ok(fresh)) = self.rebuilt.as_mut().map(oneshot::Receiver::try_recv) {
+            self.timers.end_rebuild(fresh);
+            self.rebuilt = None;
+        }
+        if self.timers.begin_rebuild() {
+            let (done, rebuilt) = oneshot::channel();
+            let state = self.state.clone();
+            tokio::task::spawn_blocking(move || {
+                drop(done.send(Timers::new(state.timers().map(|timer| (timer.at, timer.account)))));
+            });
+            self.rebuilt = Some(rebuilt);
+        }
+    }
+
+    async fn leave(mut self, mut why: Leaving) -> Left {
+        self.office.seat.publish(super::seat::Standing::Vacant);
+        self.office.seat.gauges.accounts.set(0);
+        self.office.seat.gauges.queue.set(0);
+        let Inlets { requests, follow_ups, .. } = &mut self.inlets;
+        requests.close();
+        for request in self.inbox.drain(..) {
+            request.refuse(busy());
+        }
+        while let Ok(request) = requests.try_recv() {
+            request.refuse(busy());
+        }
+        // Deliveries that came already are worth a batch: the next owner would send them again.
+        if matches!(why, Leaving::Closing | Leaving::HandOver(_)) && self.office.tenure.holds() {
+            follow_ups.close();
+            while let Ok(follow_up) = follow_ups.try_recv() {
+                self.arrived.push(follow_up);
+            }
+            let mut turn = Turn { at: self.now(), ..Turn::default() };
+            self.follow_up(&mut turn);
+            if !turn.commands.is_empty()
+                && let Err(ended) = self.make_durable(&mut turn).await
+            {
+                if let Leaving::HandOver(HandOver { reply, .. }) = why {
+                    drop(reply.send(Err(Failure::Unknown)));
+                }
+                why = ended;
+            }
+        }
+        let Owner { state, seq, last, doubtful, .. } = self;
+        Left { why, replica: (!doubtful).then_some(Replica { state, seq, last }) }
+    }
+}
+
+impl Turn {
+    /// `version`: of the account before, if it had no instant then.
+    fn notice(&mut self, event: &domain::Event, version: Option<u32>) {
+        match event.kind {
+            EventKind::Depleted => {
+                let domain::Row { id, version, since, stage, velocity } = event.after;
+                let velocity = if let Stage::Stopped { velocity } = stage { velocity } else { velocity };
+                self.depleted.push(Order { account: id, version, depleted_at: since, velocity });
+            }
+            EventKind::MoneyAdded if version.is_some_and(|version| event.after.version > version) => {
+                self.reopened.push(event.after.id);
+            }
+            EventKind::Created => self.created += 1,
+            EventKind::MoneyAdded
+            | EventKind::Withdrawn
+            | EventKind::VelocityChanged
+            | EventKind::Spared
+            | EventKind::Delivered => {}
+        }
+    }
+}
+
+/// The journal takes its time: whoever waits is told to come again. At most a queue at once, so that it ends.
+fn shed(requests: &mut mpsc::Receiver<Request>, queue: usize) {
+    for _ in 0..queue {
+        match requests.try_recv() {
+            Ok(request) => request.refuse(busy()),
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! From an account to the shard that has it, on this node.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use prometheus::Registry;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::backend::Backend;
+use super::life::Life;
+use super::metrics::{Metrics, Outcome, Procedure};
+use super::seat::{HandOver, Request, Seat, Standing, Told, busy};
+use super::wall::WallClock;
+use super::{Cluster, Config, Error, Failure, ShardStatus};
+use crate::billing::domain::{Account, Key, Operation, Refusal, bucket_of};
+use crate::billing::journal::{BucketMap, Journal, Lease, ReplicaSetStatus};
+use crate::billing::notifier::{self, Courier};
+use crate::clock;
+
+/// How long `cluster` waits for the journal; what is known without it is shown then.
+const OBSERVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A command that came to a shard without its bucket waits so long for a new map.
+const MAP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Every shard of this cluster as seen from this node. Cheap to clone. When the last clone is dropped, its tasks are cut where
+/// they are, as if the process had died; the closing token ends them in order, see [`Router::stopped`].
+#[derive(Clone)]
+pub struct Router(Arc<Inner>);
+
+struct Inner {
+    config: Arc<Config>,
+    seats: Vec<Arc<Seat>>,
+    map: Arc<Map>,
+    metrics: Arc<Metrics>,
+    closing: CancellationToken,
+    observe: Box<dyn Fn() -> BoxFuture<'static, Observed> + Send + Sync>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// None: the journal did not answer.
+type Observed = (Option<Vec<Lease>>, Vec<ReplicaSetStatus>);
+
+struct Map {
+    current: ArcSwap<BucketMap>,
+    /// Somebody found it old.
+    doubted: Notify,
+    refreshed: Notify,
+}
+
+impl Router {
+    /// Begins to follow every shard, and to own those that are free. Returns before any of that has come about; see
+    /// [`Router::settled`]. `closing` ends it in order.
+    ///
+    /// # Errors
+    /// The journal does not answer, the settings of the notifier are unusable, or a metric is registered already.
+    pub async fn start(
+        config: Config,
+        journal: Journal,
+        wall: WallClock,
+        registry: &Registry,
+        notifier: notifier::Config,
+        closing: CancellationToken,
+    ) -> Result<Router, Error> {
+        Router::start_on(config, journal, wall, registry, notifier, closing).await
+    }
+
+    pub(super) async fn start_on<B: Backend>(
+        config: Config,
+        backend: B,
+        wall: WallClock,
+        registry: &Registry,
+        notifier: notifier::Config,
+        closing: CancellationToken,
+    ) -> Result<Router, Error> {
+        let metrics = Arc::new(Metrics::new(registry).map_err(Error::Register)?);
+        let now = wall.clone();
+        let courier = Courier::new(notifier, registry, move || now.now())?;
+        let map = Arc::new(Map {
+            current: ArcSwap::from_pointee(backend.bucket_map().await?),
+            doubted: Notify::new(),
+            refreshed: Notify::new(),
+        });
+        let config = Arc::new(config);
+        let seats: Vec<Arc<Seat>> =
+            (0..config.shards).map(|shard| Arc::new(Seat::new(shard, metrics.of_shard(shard)))).collect();
+        let mut tasks = JoinSet::new();
+        for seat in &seats {
+            let life = Life {
+                config: Arc::clone(&config),
+                backend: backend.clone(),
+                wall: wall.clone(),
+                metrics: Arc::clone(&metrics),
+                courier: courier.clone(),
+                seat: Arc::clone(seat),
+                closing: closing.clone(),
+            };
+            tasks.spawn(watch_over(Arc::clone(seat), life.run()));
+        }
+        tasks.spawn(keep_map(Arc::clone(&map), backend.clone(), config.map_refresh, closing.clone()));
+        let observe = move || -> BoxFuture<'static, Observed> {
+            let backend = backend.clone();
+            Box::pin(async move {
+                let leases = async { timeout(OBSERVE_TIMEOUT, backend.leases()).await.ok()?.ok() };
+                let status = async { timeout(OBSERVE_TIMEOUT, backend.status()).await.unwrap_or_default() };
+                tokio::join!(leases, status)
+            })
+        };
+        Ok(Router(Arc::new(Inner {
+            config,
+            seats,
+            map,
+            metrics,
+            closing,
+            observe: Box::new(observe),
+            tasks: Mutex::new(tasks),
+        })))
+    }
+
+    /// Durable when it returns.
+    pub async fn operate(&self, account: u64, key: Key, operation: Operation) -> Result<Account, Failure> {
+        let procedure = Procedure::of(&operation);
+        let result = self.ask(account, |reply| Request::Operate { account, key, operation, reply }).await;
+        let outcome = match &result {
+            Ok(Told { replayed: true, .. }) => Outcome::Replayed,
+            result => Outcome::of(result),
+        };
+        self.0.metrics.operation(procedure, outcome);
+        result.map(|told| told.account)
+    }
+
+    /// As of now, and never of what is not durable.
+    pub async fn get(&self, account: u64) -> Result<Account, Failure> {
+        let result = self.ask(account, |reply| Request::Get { account, reply }).await;
+        self.0.metrics.operation(Procedure::Get, Outcome::of(&result));
+        result
+    }
+
+    /// Accounts of shards this node owns, by id, above `after`. Each call looks at every account.
+    pub async fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
+        let result = self.list_owned(after, limit).await;
+        self.0.metrics.operation(Procedure::List, Outcome::of(&result));
+        result
+    }
+
+    async fn list_owned(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
+        let mut waiting = Vec::new();
+        for seat in &self.0.seats {
+            if matches!(&*seat.standing(), Standing::Own { .. }) {
+                let (reply, answer) = oneshot::channel();
+                seat.hand_in(Request::List { after, limit, reply })?;
+                waiting.push(answer);
+            }
+        }
+        let mut accounts = Vec::new();
+        for answer in waiting {
+            accounts.extend(self.answer(answer).await?);
+        }
+        accounts.sort_unstable_by_key(|account| account.id);
+        accounts.truncate(limit);
+        Ok(accounts)
+    }
+
+    /// Shards, their owners and the journal behind them. Waits for the journal for at most three seconds.
+    pub async fn cluster(&self) -> Cluster {
+        let Inner { config, seats, map, observe, .. } = &*self.0;
+        let (leases, replica_sets) = observe().await;
+        let map = map.current.load();
+        let shards = seats.iter().map(|seat| {
+            let buckets = map.shards.iter().filter(|shard| **shard == seat.shard).count() as u32;
+            let lease = leases.iter().flatten().find(|lease| lease.shard == seat.shard);
+            status(config, seat, lease, buckets)
+        });
+        Cluster { node: config.node.name.clone(), shards: shards.collect(), replica_sets }
+    }
+
+    /// Hands a shard this node owns to another node; returns when this node writes nothing more. `Unknown`: it does not
+    /// either, but the other node may have to wait for the end of the lease.
+    pub async fn hand_over(&self, shard: u32, to: &str) -> Result<(), Failure> {
+        let seat = self.0.seats.get(shard as usize).ok_or_else(busy)?;
+        if to == self.0.config.node.name {
+            return Ok(());
+        }
+        match &*seat.standing() {
+            Standing::Own { hand_over, .. } => {
+                let (reply, answer) = oneshot::channel();
+                let request = HandOver { to: to.to_owned(), reply };
+                hand_over.try_send(request).map_err(|_| busy())?;
+                self.answer(answer).await
+            }
+            Standing::Elsewhere { node, .. } if node == to => Ok(()),
+            Standing::Elsewhere { node, advertise, .. } => {
+                Err(Failure::Elsewhere { node: node.clone(), advertise: advertise.clone() })
+            }
+            Standing::Vacant => Err(busy()),
+        }
+    }
+
+    /// Can this node take writes on some shard, by itself or by forwarding? False as long as a shard is given up here.
+    pub fn is_able(&self) -> bool {
+        let Inner { seats, closing, .. } = &*self.0;
+        !closing.is_cancelled()
+            && !seats.iter().any(|seat| seat.is_broken())
+            && seats.iter().any(|seat| seat.is_able())
+    }
+
+    /// Resolves once every shard is owned, by this node or another.
+    pub async fn settled(&self) {
+        for seat in &self.0.seats {
+            seat.wait_for(|standing| !matches!(standing, Standing::Vacant)).await;
+        }
+    }
+
+    /// Resolves once all work is done after the closing token was cancelled: leases are released, nothing is written.
+    pub async fn stopped(&self) {
+        let mut tasks = std::mem::take(&mut *self.0.tasks.lock());
+        while tasks.join_next().await.is_some() {}
+    }
+
+    /// Cuts every task where it is, as a crash would.
+    #[cfg(test)]
+    pub(super) async fn crash(self) {
+        let mut tasks = std::mem::take(&mut *self.0.tasks.lock());
+        tasks.shutdown().await;
+    }
+
+    /// Gets an answer from the shard that has the account, once more if it turns out to be another one.
+    async fn ask<T>(
+        &self,
+        account: u64,
+        request: impl Fn(oneshot::Sender<Result<T, Failure>>) -> Request,
+    ) -> Result<T, Failure> {
+        let version = self.0.map.current.load().version;
+        let first = self.ask_once(account, &request).await;
+        if !matches!(first, Err(Failure::Refused(Refusal::Elsewhere))) {
+            return first;
+        }
+        let newer = async {
+            loop {
+                let refreshed = self.0.map.refreshed.notified();
+                if self.0.map.current.load().version != version {
+                    return;
+                }
+                self.0.map.doubted.notify_one();
+                refreshed.await;
+            }
+        };
+        if timeout(MAP_TIMEOUT, newer).await.is_err() {
+            return Err(busy());
+        }
+        match self.ask_once(account, &request).await {
+            Err(Failure::Refused(Refusal::Elsewhere)) => Err(busy()),
+            second => second,
+        }
+    }
+
+    async fn ask_once<T>(
+        &self,
+        account: u64,
+        request: &impl Fn(oneshot::Sender<Result<T, Failure>>) -> Request,
+    ) -> Result<T, Failure> {
+        let shard = self.0.map.current.load().shards.get(usize::from(bucket_of(account))).copied();
+        let seat = shard.and_then(|shard| self.0.seats.get(shard as usize)).ok_or_else(busy)?;
+        let (reply, answer) = oneshot::channel();
+        seat.hand_in(request(reply))?;
+        self.answer(answer).await
+    }
+
+    /// An owner that died does not answer; nor does one whose journal is away for too long.
+    async fn answer<T>(&self, answer: oneshot::Receiver<Result<T, Failure>>) -> Result<T, Failure> {
+        match timeout(self.0.config.answer_timeout, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(Failure::Unknown),
+        }
+    }
+}
+
+fn status(config: &Config, seat: &Seat, lease: Option<&Lease>, buckets: u32) -> ShardStatus {
+    let (shard, standing) = (seat.shard, seat.standing());
+    let writable = seat.is_able();
+    let mut status = ShardStatus {
+        shard,
+        node: String::new(),
+        advertise: String::new(),
+        epoch: 0,
+        seq: seat.seq(),
+        buckets,
+        accounts: None,
+        writable,
+    };
+    match &*standing {
+        Standing::Own { tenure, .. } => {
+            status.node.clone_from(&config.node.name);
+            status.advertise.clone_from(&config.node.advertise);
+            status.epoch = tenure.epoch;
+            status.accounts = u64::try_from(seat.gauges.accounts.get()).ok();
+        }
+        Standing::Elsewhere { node, advertise, epoch, until } if *until > clock::now() => {
+            status.node.clone_from(node);
+            status.advertise.clone_from(advertise);
+            status.epoch = *epoch;
+        }
+        Standing::Elsewhere { .. } | Standing::Vacant => {}
+    }
+    // The journal knows better than what was heard last.
+    if let Some(lease) = lease.filter(|lease| !lease.expires_in.is_zero() && status.epoch != lease.epoch) {
+        let Lease { shard: _, epoch, seq, node, advertise, expires_in: _ } = lease;
+        status = ShardStatus {
+            node: node.clone(),
+            advertise: advertise.clone(),
+            epoch: *epoch,
+            seq: (*seq).max(status.seq),
+            accounts: None,
+            ..status
+        };
+    }
+    status
+}
+
+/// A mistake in one shard must not look as if all was well: its lease ends by itself, and the node says that it is unfit.
+async fn watch_over(seat: Arc<Seat>, life: impl Future<Output = ()>) {
+    if AssertUnwindSafe(life).catch_unwind().await.is_err() {
+        tracing::error!(shard = seat.shard, "the shard's task panicked, the shard is given up");
+        seat.set_broken(true);
+        seat.publish(Standing::Vacant);
+    }
+}
+
+/// Reads the bucket map now and then, and when somebody found it old.
+async fn keep_map<B: Backend>(map: Arc<Map>, backend: B, every: Duration, closing: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = closing.cancelled() => return,
+            () = tokio::time::sleep(every) => {}
+            () = map.doubted.notified() => {}
+        }
+        match backend.bucket_map().await {
+            Ok(fresh) if fresh.version > map.current.load().version => {
+                tracing::info!(version = fresh.version, "there is a new bucket map");
+                map.current.store(Arc::new(fresh));
+            }
+            Ok(_) => {
+                // Whoever doubts it asks again at once; a moved bucket's map is written within moments.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the bucket map could not be read");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        map.refreshed.notify_waiters();
+    }
+}

@@ -1,0 +1,88 @@
+//! One owner's time: a lease as its own node counts it.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use tokio::time::{sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::backend::Backend;
+use super::metrics::Metrics;
+use crate::billing::journal::{Error, Lease};
+use crate::clock;
+
+/// Ends by itself when the lease is over on the monotonic clock, counted from before the call that took or renewed it, so
+/// never later than the journal's own idea of it. There is no way back: a new tenure has a new epoch.
+pub struct Tenure {
+    pub shard: u32,
+    pub epoch: u64,
+    lease: Duration,
+    began: Instant,
+    /// Microseconds after `began`.
+    ends_us: AtomicU64,
+    over: CancellationToken,
+}
+
+impl Tenure {
+    /// `from` is before the call that acquired it.
+    pub fn new(acquired: &Lease, lease: Duration, from: Instant) -> Tenure {
+        let Lease { shard, epoch, .. } = *acquired;
+        let ends_us = AtomicU64::new(lease.as_micros() as u64);
+        Tenure { shard, epoch, lease, began: from, ends_us, over: CancellationToken::new() }
+    }
+
+    /// Right now. Looks at the clock, so it is also true of a process that was stopped and goes on.
+    pub fn holds(&self) -> bool {
+        !self.over.is_cancelled() && clock::now() < self.deadline()
+    }
+
+    pub fn deadline(&self) -> Instant {
+        self.began + Duration::from_micros(self.ends_us.load(SeqCst))
+    }
+
+    pub fn end(&self) {
+        self.over.cancel();
+    }
+
+    pub async fn ended(&self) {
+        self.over.cancelled().await;
+    }
+
+    /// Renews every third of the lease until the tenure ends.
+    pub async fn keep<B: Backend>(&self, backend: &B, metrics: &Metrics) {
+        let third = self.lease / 3;
+        let mut next = self.began + third;
+        loop {
+            sleep_until(next.min(self.deadline()).into()).await;
+            if !self.holds() {
+                tracing::warn!(
+                    shard = self.shard,
+                    epoch = self.epoch,
+                    "the lease ran out, the shard is given up"
+                );
+                return self.end();
+            }
+            let from = clock::now();
+            let answer_by = self.deadline().min(from + third);
+            match timeout_at(answer_by.into(), backend.renew(self.shard, self.epoch, self.lease)).await {
+                Ok(Ok(_)) => {
+                    self.ends_us.store((from + self.lease - self.began).as_micros() as u64, SeqCst);
+                    next = from + third;
+                }
+                Ok(Err(Error::Fenced { epoch, .. })) => {
+                    tracing::warn!(shard = self.shard, epoch, "another owner has the shard");
+                    return self.end();
+                }
+                Ok(Err(error)) => {
+                    metrics.retries_renew.inc();
+                    tracing::debug!(shard = self.shard, %error, "the lease could not be renewed yet");
+                    next = clock::now() + third / 4;
+                }
+                Err(_) => {
+                    metrics.retries_renew.inc();
+                    next = clock::now();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! A journal in memory that keeps the contract of `Journal`, shared by several nodes, each over a link that can be cut,
+//! held, or made to lose answers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::super::backend::Backend;
+use crate::billing::domain::{self, State};
+use crate::billing::journal::{
+    Acquisition, Batch, BucketMap, Confirmation, Error, Lease, Node, ReplicaSetStatus, Snapshot,
+};
+use crate::clock;
+
+#[derive(Clone)]
+pub struct Fake {
+    world: Arc<Mutex<World>>,
+    link: Arc<Link>,
+}
+
+struct World {
+    shards: Vec<Shard>,
+    map: BucketMap,
+    mistake: Mistake,
+}
+
+/// What a journal must not do; whoever tests with it must see it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Mistake {
+    None,
+    /// Takes batches of any epoch.
+    NoFence,
+    /// Says of every lost batch that it is there.
+    WrongConfirmation,
+}
+
+#[derive(Default)]
+struct Shard {
+    batches: Vec<Batch>,
+    truncated: u64,
+    snapshot: Option<Snapshot>,
+    epoch: u64,
+    node: String,
+    advertise: String,
+    ends: Option<Instant>,
+}
+
+/// Of one node.
+pub struct Link {
+    cut: AtomicBool,
+    /// Leases are given to this node while others hold them, as if the others' clocks stood still.
+    steals: AtomicBool,
+    held: watch::Sender<bool>,
+    /// Appends that wait at a held link.
+    waiting: watch::Sender<usize>,
+    faults: Mutex<Option<Faults>>,
+}
+
+/// How often an append fails, in thousandths, in each way.
+#[derive(Clone)]
+pub struct Faults {
+    pub dice: fastrand::Rng,
+    pub unavailable: u32,
+    pub lost_before: u32,
+    pub lost_after: u32,
+}
+
+#[derive(PartialEq)]
+enum Fate {
+    Fine,
+    Unavailable,
+    LostBefore,
+    LostAfter,
+}
+
+impl Fake {
+    pub fn new(shards: u32) -> Fake {
+        Fake::with(shards, Mistake::None)
+    }
+
+    pub fn with(shards: u32, mistake: Mistake) -> Fake {
+        let map = BucketMap::spread(shards);
+        let world = World { shards: (0..shards).map(|_| Shard::default()).collect(), map, mistake };
+        Fake { world: Arc::new(Mutex::new(world)), link: Arc::new(Link::new()) }
+    }
+
+    /// Another node's way to the same journal.
+    pub fn another(&self) -> Fake {
+        Fake { world: Arc::clone(&self.world), link: Arc::new(Link::new()) }
+    }
+
+    pub fn cut(&self, cut: bool) {
+        self.link.cut.store(cut, SeqCst);
+    }
+
+    pub fn steals(&self, steals: bool) {
+        self.link.steals.store(steals, SeqCst);
+    }
+
+    /// Appends wait until it is let go.
+    pub fn hold(&self, held: bool) {
+        self.link.held.send_replace(held);
+    }
+
+    pub async fn held(&self, appends: usize) {
+        self.link.waiting.subscribe().wait_for(|waiting| *waiting >= appends).await.unwrap();
+    }
+
+    pub fn set_faults(&self, faults: Option<Faults>) {
+        *self.link.faults.lock() = faults;
+    }
+
+    pub fn set_map(&self, map: BucketMap) {
+        self.world.lock().map = map;
+    }
+
+    pub fn owner(&self, shard: u32) -> (String, u64) {
+        let world = self.world.lock();
+        let shard = &world.shards[shard as usize];
+        (shard.node.clone(), shard.epoch)
+    }
+
+    pub fn has_snapshot(&self, shard: u32) -> bool {
+        self.world.lock().shards[shard as usize].snapshot.is_some()
+    }
+
+    pub fn batches(&self, shard: u32) -> usize {
+        self.world.lock().shards[shard as usize].batches.len()
+    }
+
+    /// What a replay of everything gives.
+    pub fn replay(&self, shard: u32) -> State {
+        let world = self.world.lock();
+        let shard = &world.shards[shard as usize];
+        let mut state = State::new([]);
+        if let Some(snapshot) = &shard.snapshot {
+            state = State::decode(&snapshot.payload).unwrap();
+        }
+        let from = shard.snapshot.as_ref().map_or(0, |snapshot| snapshot.seq);
+        for batch in shard.batches.iter().filter(|batch| batch.seq > from) {
+            state.replay(&domain::Batch::decode(&batch.payload).unwrap());
+        }
+        state
+    }
+
+    fn unavailable(step: &'static str) -> Error {
+        Error::Unavailable { step, source: "the link is cut".into() }
+    }
+
+    fn unknown(step: &'static str) -> Error {
+        Error::Unknown { step, source: "the answer was lost".into() }
+    }
+
+    /// A round trip.
+    async fn pass(&self, step: &'static str) -> Result<(), Error> {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        if self.link.cut.load(SeqCst) { Err(Fake::unavailable(step)) } else { Ok(()) }
+    }
+
+    fn lease(&self, shard: u32) -> Lease {
+        let world = self.world.lock();
+        let Shard { batches, truncated, epoch, node, advertise, ends, .. } = &world.shards[shard as usize];
+        Lease {
+            shard,
+            epoch: *epoch,
+            seq: batches.last().map_or(*truncated, |batch| batch.seq),
+            node: node.clone(),
+            advertise: advertise.clone(),
+            expires_in: ends.map_or(Duration::ZERO, |ends| ends.saturating_duration_since(clock::now())),
+        }
+    }
+
+    fn write(&self, batch: &Batch) -> Result<(), Error> {
+        let last = self.lease(batch.shard);
+        if self.world.lock().mistake == Mistake::NoFence {
+            let batches = &mut self.world.lock().shards[batch.shard as usize].batches;
+            batches.retain(|before| before.seq < batch.seq);
+            batches.push(batch.clone());
+            return Ok(());
+        }
+        if last.epoch != batch.epoch {
+            return Err(Error::Fenced { shard: batch.shard, epoch: last.epoch });
+        }
+        if last.seq + 1 != batch.seq {
+            return Err(Error::OutOfOrder { shard: batch.shard, expected: last.seq + 1 });
+        }
+        self.world.lock().shards[batch.shard as usize].batches.push(batch.clone());
+        Ok(())
+    }
+}
+
+impl Link {
+    fn new() -> Link {
+        Link {
+            cut: AtomicBool::new(false),
+            steals: AtomicBool::new(false),
+            held: watch::Sender::new(false),
+            waiting: watch::Sender::new(0),
+            faults: Mutex::new(None),
+        }
+    }
+
+    fn fate(&self) -> Fate {
+        let mut faults = self.faults.lock();
+        let Some(Faults { dice, unavailable, lost_before, lost_after }) = &mut *faults else {
+            return Fate::Fine;
+        };
+        let thrown = dice.u32(0..1000);
+        if thrown < *unavailable {
+            Fate::Unavailable
+        } else if thrown < *unavailable + *lost_before {
+            Fate::LostBefore
+        } else if thrown < *unavailable + *lost_before + *lost_after {
+            Fate::LostAfter
+        } else {
+            Fate::Fine
+        }
+    }
+}
+
+impl Backend for Fake {
+    async fn append(&self, batch: &Batch) -> Result<(), Error> {
+        const STEP: &str = "append";
+        if *self.link.held.borrow() {
+            self.link.waiting.send_modify(|waiting| *waiting += 1);
+            self.link.held.subscribe().wait_for(|held| !held).await.unwrap();
+            self.link.waiting.send_modify(|waiting| *waiting -= 1);
+        }
+        self.pass(STEP).await?;
+        match self.link.fate() {
+            Fate::Fine => self.write(batch),
+            Fate::Unavailable => Err(Fake::unavailable(STEP)),
+            Fate::LostBefore => Err(Fake::unknown(STEP)),
+            Fate::LostAfter => self.write(batch).and(Err(Fake::unknown(STEP))),
+        }
+    }
+
+    async fn confirm(&self, shard: u32, epoch: u64, seq: u64, sum: u32) -> Result<Confirmation, Error> {
+        self.pass("confirm").await?;
+        let world = self.world.lock();
+        if world.mistake == Mistake::WrongConfirmation {
+            return Ok(Confirmation::Applied);
+        }
+        let found = world.shards[shard as usize].batches.iter().find(|batch| batch.seq == seq);
+        Ok(match found {
+            Some(batch) if (batch.epoch, batch.checksum()) == (epoch, sum) => Confirmation::Applied,
+            _ => Confirmation::NotApplied,
+        })
+    }
+
+    async fn read(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Vec<Batch>, Error> {
+        self.pass("read").await?;
+        let world = self.world.lock();
+        let Shard { batches, truncated, .. } = &world.shards[shard as usize];
+        if after_seq < *truncated {
+            return Err(Error::Truncated { shard, through: *truncated });
+        }
+        let mut bytes = 0;
+        let fits = |batch: &&Batch| {
+            let first = bytes == 0;
+            bytes += batch.payload.len();
+            first || bytes <= limit_bytes
+        };
+        Ok(batches.iter().filter(|batch| batch.seq > after_seq).take_while(fits).cloned().collect())
+    }
+
+    async fn put_snapshot(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.pass("put_snapshot").await?;
+        let epoch = self.lease(snapshot.shard).epoch;
+        if epoch != snapshot.epoch {
+            return Err(Error::Fenced { shard: snapshot.shard, epoch });
+        }
+        self.world.lock().shards[snapshot.shard as usize].snapshot = Some(snapshot.clone());
+        Ok(())
+    }
+
+    async fn snapshot(&self, shard: u32) -> Result<Option<Snapshot>, Error> {
+        self.pass("snapshot").await?;
+        Ok(self.world.lock().shards[shard as usize].snapshot.clone())
+    }
+
+    async fn truncate(&self, shard: u32, through_seq: u64) -> Result<(), Error> {
+        self.pass("truncate").await?;
+        let mut world = self.world.lock();
+        let shard = &mut world.shards[shard as usize];
+        let through = through_seq.min(shard.snapshot.as_ref().map_or(0, |snapshot| snapshot.seq));
+        shard.truncated = shard.truncated.max(through);
+        shard.batches.retain(|batch| batch.seq > through);
+        Ok(())
+    }
+
+    async fn acquire(&self, shard: u32, node: &Node, lease: Duration) -> Result<Acquisition, Error> {
+        self.pass("acquire").await?;
+        {
+            let mut world = self.world.lock();
+            let shard = &mut world.shards[shard as usize];
+            let stolen = self.link.steals.load(SeqCst);
+            let free =
+                stolen || shard.node == node.name || shard.ends.is_none_or(|ends| ends <= clock::now());
+            if free {
+                shard.epoch += 1;
+                shard.node.clone_from(&node.name);
+                shard.advertise.clone_from(&node.advertise);
+                shard.ends = Some(clock::now() + lease);
+            }
+        }
+        let now = self.lease(shard);
+        Ok(if now.node == node.name { Acquisition::Acquired(now) } else { Acquisition::Held(now) })
+    }
+
+    async fn renew(&self, shard: u32, epoch: u64, lease: Duration) -> Result<Lease, Error> {
+        self.pass("renew").await?;
+        {
+            let mut world = self.world.lock();
+            let place = &mut world.shards[shard as usize];
+            if place.epoch != epoch {
+                return Err(Error::Fenced { shard, epoch: place.epoch });
+            }
+            place.ends = Some(clock::now() + lease);
+        }
+        Ok(self.lease(shard))
+    }
+
+    async fn release(&self, shard: u32, epoch: u64, to: Option<(&str, Duration)>) -> Result<(), Error> {
+        self.pass("release").await?;
+        let mut world = self.world.lock();
+        let place = &mut world.shards[shard as usize];
+        if place.epoch != epoch {
+            return Err(Error::Fenced { shard, epoch: place.epoch });
+        }
+        let (node, keep) = to.unwrap_or(("", Duration::ZERO));
+        place.epoch += 1;
+        place.node = node.to_owned();
+        place.advertise = String::new();
+        place.ends = Some(clock::now() + keep);
+        Ok(())
+    }
+
+    async fn leases(&self) -> Result<Vec<Lease>, Error> {
+        self.pass("leases").await?;
+        let shards = self.world.lock().shards.len() as u32;
+        Ok((0..shards).map(|shard| self.lease(shard)).collect())
+    }
+
+    async fn bucket_map(&self) -> Result<BucketMap, Error> {
+        self.pass("bucket_map").await?;
+        Ok(self.world.lock().map.clone())
+    }
+
+    async fn status(&self) -> Vec<ReplicaSetStatus> {
+        Vec::new()
+    }
+}

@@ -1,0 +1,92 @@
+//! Shards at their boundary, the [`Router`]: on the embedded journal where durability counts, on a journal in memory whose
+//! answers can be lost where failures count.
+
+mod durable;
+mod fake;
+mod orders;
+mod simulation;
+mod take_over;
+
+use std::path::Path;
+use std::time::Duration;
+
+use prometheus::Registry;
+use tokio_util::sync::CancellationToken;
+
+use super::{Config, Failure, Router, WallClock};
+use crate::billing::domain::{Account, Key, Micros, Money, Operation, Velocity};
+use crate::billing::journal::{self, Engine, Journal, Node, Timeouts};
+use crate::billing::notifier;
+use fake::Fake;
+
+/// Some time in 2026.
+const START: Micros = Micros::new(1_780_000_000_000_000);
+
+/// Longer than anything takes; only a hang ends by it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn key(text: &str) -> Key {
+    Key::new(text.as_bytes()).unwrap()
+}
+
+pub fn create(balance: i64, velocity: i64) -> Operation {
+    Operation::Create { balance: Money::new(balance), velocity: Velocity::new(velocity) }
+}
+
+pub fn add(amount: i64) -> Operation {
+    Operation::AddMoney { amount: Money::new(amount) }
+}
+
+pub fn withdraw(amount: i64) -> Operation {
+    Operation::Withdraw { amount: Money::new(amount) }
+}
+
+pub fn config(name: &str, shards: u32) -> Config {
+    let node = Node { name: name.to_owned(), advertise: format!("{name}:8200") };
+    Config::new(node, shards)
+}
+
+pub async fn journal(path: &Path, shards: u32) -> Journal {
+    let engine = Engine::Embedded { path: path.to_owned() };
+    Journal::open(&journal::Config { engine, shards, timeouts: Timeouts::default() }).await.unwrap()
+}
+
+/// A node on the embedded journal that owns every shard.
+pub async fn node(path: &Path, shards: u32, wall: WallClock, notifier: notifier::Config) -> Router {
+    let journal = journal(path, shards).await;
+    let closing = CancellationToken::new();
+    let router =
+        Router::start(config("a", shards), journal, wall, &Registry::new(), notifier, closing).await.unwrap();
+    settled(&router).await;
+    router
+}
+
+/// A node on a journal in memory.
+pub async fn start(config: Config, fake: &Fake, wall: &WallClock, notifier: notifier::Config) -> Router {
+    let closing = CancellationToken::new();
+    Router::start_on(config, fake.clone(), wall.clone(), &Registry::new(), notifier, closing).await.unwrap()
+}
+
+pub async fn settled(router: &Router) {
+    tokio::time::timeout(PATIENCE, router.settled()).await.expect("a shard has no owner");
+}
+
+/// Asks until there is an answer, as a client with a key may.
+pub async fn insist(
+    router: &Router,
+    account: u64,
+    name: &str,
+    operation: Operation,
+) -> Result<Account, Failure> {
+    let asked = async {
+        loop {
+            match router.operate(account, key(name), operation).await {
+                Err(Failure::Busy { .. } | Failure::Unknown) => {
+                    tokio::time::sleep(Duration::from_millis(5)).await
+                }
+                result => return result,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked).await.expect("no answer")
+}

@@ -1,0 +1,86 @@
+//! The wall clock that money is spent by: the system's, or one that a test moves.
+
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use tokio::sync::watch;
+
+use crate::billing::domain::Micros;
+use crate::clock;
+
+/// The longest sleep before the clock is read again, so that a clock that is set forward is seen within this time.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct WallClock(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
+    System,
+    Since { at: Micros, began: Instant },
+    Manual(watch::Receiver<Micros>),
+}
+
+/// Moves the clocks made with it, also back.
+#[derive(Debug)]
+pub struct Hand(watch::Sender<Micros>);
+
+impl WallClock {
+    pub fn system() -> WallClock {
+        WallClock(Source::System)
+    }
+
+    /// A clock that shows this time now and follows the monotonic one, paused or not.
+    pub fn since(at: Micros) -> WallClock {
+        WallClock(Source::Since { at, began: clock::now() })
+    }
+
+    /// A clock that stands still until it is moved.
+    pub fn manual(at: Micros) -> (WallClock, Hand) {
+        let (hand, clock) = watch::channel(at);
+        (WallClock(Source::Manual(clock)), Hand(hand))
+    }
+
+    pub fn now(&self) -> Micros {
+        match &self.0 {
+            Source::System => {
+                let since_epoch = clock::wall().duration_since(UNIX_EPOCH).unwrap_or_default();
+                Micros::new(u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX))
+            }
+            Source::Since { at, began } => {
+                let passed = clock::now().saturating_duration_since(*began).as_micros();
+                Micros::new(at.get().saturating_add(u64::try_from(passed).unwrap_or(u64::MAX)))
+            }
+            Source::Manual(clock) => *clock.borrow(),
+        }
+    }
+
+    /// Until the clock shows this time or a later one.
+    pub async fn until(&self, at: Micros) {
+        match &self.0 {
+            Source::System | Source::Since { .. } => loop {
+                match at.since(self.now()) {
+                    0 => return,
+                    left => tokio::time::sleep(Duration::from_micros(left).min(LOOK)).await,
+                }
+            },
+            Source::Manual(clock) => {
+                let reached = clock.clone().wait_for(|now| *now >= at).await.is_ok();
+                if !reached {
+                    // Nobody moves it any more.
+                    std::future::pending::<()>().await;
+                }
+            }
+        }
+    }
+}
+
+impl Hand {
+    pub fn set(&self, at: Micros) {
+        self.0.send_replace(at);
+    }
+
+    pub fn advance(&self, by: Duration) {
+        self.0.send_modify(|now| *now = Micros::new(now.get().saturating_add(by.as_micros() as u64)));
+    }
+}

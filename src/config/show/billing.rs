@@ -1,0 +1,53 @@
+//! A billing node's settings as TOML.
+
+use super::writer::Writer;
+use crate::billing::{journal, shard};
+use crate::config::billing::{Listen, Notifier, Settings};
+use crate::config::proxy::Log;
+
+/// A file that loads to these settings.
+pub fn to_toml(settings: &Settings) -> String {
+    let Settings { state_dir, peer_token_file, listen, journal, shards, notifier, log } = settings;
+    // What a file cannot set has its default.
+    let shard::Config { node: journal::Node { name, advertise }, shards: count, lease, .. } = shards;
+    let mut out = Writer::default();
+    out.header("[node]");
+    out.text("name", name);
+    out.text("advertise", advertise);
+    out.maybe_text("peer_token_file", peer_token_file.as_ref().map(|path| path.display()));
+    out.text("state_dir", state_dir.display());
+    let Listen { http, iproto, token_file, iproto_users } = listen;
+    out.header("[listen]");
+    out.texts("http", http);
+    out.texts("iproto", iproto);
+    out.maybe_text("token_file", token_file.as_ref().map(|path| path.display()));
+    out.maybe_text("iproto_users", iproto_users.as_ref().map(|path| path.display()));
+    let journal::Config { engine, shards: _, timeouts: _ } = journal;
+    out.header("[journal]");
+    match engine {
+        journal::Engine::Embedded { path } => {
+            out.text("engine", "embedded");
+            out.text("path", path.display());
+        }
+        journal::Engine::Postgres { connections, ca_file } => {
+            out.text("engine", "postgres");
+            out.texts("connections", connections);
+            out.maybe_text("ca_file", ca_file.as_ref().map(|path| path.display()));
+        }
+    }
+    out.header("[shards]");
+    out.plain("count", count);
+    out.duration("lease", *lease);
+    let Notifier { url, secret_file, ca_file, timeout, per_host } = notifier;
+    out.header("[notifier]");
+    out.maybe_text("url", url.as_ref());
+    out.maybe_text("secret_file", secret_file.as_ref().map(|path| path.display()));
+    out.maybe_text("ca_file", ca_file.as_ref().map(|path| path.display()));
+    out.duration("timeout", *timeout);
+    out.plain("per_host", per_host);
+    let Log { format, level } = log;
+    out.header("[log]");
+    out.text("format", format.as_str());
+    out.text("level", level.as_str());
+    out.done()
+}
