@@ -40,7 +40,6 @@ type Answer = Result<Response, Problem>;
 
 /// One line of the table below.
 pub(super) struct Route<S> {
-    #[cfg_attr(not(test), expect(dead_code, reason = "axum does not tell what it routes; tests ask this"))]
     pub method: Method,
     pub path: &'static str,
     /// In metrics.
@@ -78,7 +77,8 @@ pub(super) fn table<S: Shards>() -> Vec<Route<S>> {
 pub(super) fn router<S: Shards>(api: Api<S>) -> Router {
     let Api(inner) = api;
     let mut router = Router::new();
-    for Route { method: _, path, name, handler, guarded } in table::<S>() {
+    for Route { method, path, name, handler, guarded } in table::<S>() {
+        tracing::debug!(%method, path, "routed");
         let handler = match guarded {
             true => handler.route_layer(from_fn_with_state((Arc::clone(&inner), name), guard::<S>)),
             false => handler,

@@ -295,7 +295,8 @@ async fn ping_tells_whether_writes_are_taken() {
     scene.drain.begin();
     assert_eq!(scene.get("/ping").await.status, 500);
     let metrics = scene.get("/metrics").await;
-    assert!(metrics.text.contains("forefront_billing_http_connections 1"), "{}", metrics.text);
+    let connections = format!("{} 1", "forefront_billing_http_connections");
+    assert!(metrics.text.contains(&connections), "{}", metrics.text);
     scene.stop().await;
 }
 
