@@ -82,7 +82,8 @@ impl<S: Shards> Desk<S> {
     pub async fn one(&self, caller: Caller, order: Order) -> Outcome {
         match self.here(&order).await {
             Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
-                let results = self.peers.batch(&advertise, &[order]).await;
+                // Boxed: rare, and large.
+                let results = Box::pin(self.peers.batch(&advertise, &[order])).await;
                 results.into_iter().next().unwrap_or_else(|| Err(lost(&order)))
             }
             outcome => outcome.map_err(Problem::from),
