@@ -15,6 +15,7 @@ mod routes;
 mod server;
 #[cfg(test)]
 pub(super) mod tests;
+mod whole;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 pub use desk::{Desk, Shards};
 pub use error::{Kind, Problem};
 pub use gate::{Caller, Gate, Token, TokenError};
-pub use json::{Order, What, key, new_key};
+pub use json::{Order, What, key};
 pub use peers::Peers;
 
 use crate::drain::Drain;

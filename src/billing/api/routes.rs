@@ -7,7 +7,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
@@ -40,7 +40,6 @@ type Answer = Result<Response, Problem>;
 
 /// One line of the table below.
 pub(super) struct Route<S> {
-    pub method: Method,
     pub path: &'static str,
     /// In metrics.
     name: &'static str,
@@ -51,23 +50,22 @@ pub(super) struct Route<S> {
 
 /// Every route there is.
 pub(super) fn table<S: Shards>() -> Vec<Route<S>> {
-    let guarded = |method, path, name, handler| Route { method, path, name, handler, guarded: true };
-    let open = |path, name, handler| Route { method: Method::GET, path, name, handler, guarded: false };
+    let guarded = |path, name, handler| Route { path, name, handler, guarded: true };
+    let open = |path, name, handler| Route { path, name, handler, guarded: false };
     vec![
-        guarded(Method::GET, "/billing/v1/accounts", "list", get(list::<S>)),
-        guarded(Method::POST, "/billing/v1/accounts", "create", post(create::<S>)),
-        guarded(Method::GET, "/billing/v1/accounts/{id}", "get", get(get_account::<S>)),
-        guarded(Method::POST, "/billing/v1/accounts/{id}/add_money", "add_money", post(add_money::<S>)),
-        guarded(Method::POST, "/billing/v1/accounts/{id}/withdraw", "withdraw", post(withdraw::<S>)),
+        guarded("/billing/v1/accounts", "list", get(list::<S>)),
+        guarded("/billing/v1/accounts", "create", post(create::<S>)),
+        guarded("/billing/v1/accounts/{id}", "get", get(get_account::<S>)),
+        guarded("/billing/v1/accounts/{id}/add_money", "add_money", post(add_money::<S>)),
+        guarded("/billing/v1/accounts/{id}/withdraw", "withdraw", post(withdraw::<S>)),
         guarded(
-            Method::POST,
             "/billing/v1/accounts/{id}/update_spending_velocity",
             "update_spending_velocity",
             post(update_spending_velocity::<S>),
         ),
-        guarded(Method::POST, "/billing/v1/batch", "batch", post(batch::<S>)),
-        guarded(Method::POST, "/billing/v1/insert_data", "insert_data", post(insert_data::<S>)),
-        guarded(Method::GET, "/billing/v1/cluster", "cluster", get(cluster::<S>)),
+        guarded("/billing/v1/batch", "batch", post(batch::<S>)),
+        guarded("/billing/v1/insert_data", "insert_data", post(insert_data::<S>)),
+        guarded("/billing/v1/cluster", "cluster", get(cluster::<S>)),
         open("/billing/v1/openapi.json", "openapi", get(openapi)),
         open("/ping", "ping", get(ping::<S>)),
         open("/metrics", "metrics", get(metrics::<S>)),
@@ -77,8 +75,7 @@ pub(super) fn table<S: Shards>() -> Vec<Route<S>> {
 pub(super) fn router<S: Shards>(api: Api<S>) -> Router {
     let Api(inner) = api;
     let mut router = Router::new();
-    for Route { method, path, name, handler, guarded } in table::<S>() {
-        tracing::debug!(%method, path, "routed");
+    for Route { path, name, handler, guarded } in table::<S>() {
         let handler = match guarded {
             true => handler.route_layer(from_fn_with_state((Arc::clone(&inner), name), guard::<S>)),
             false => handler,
