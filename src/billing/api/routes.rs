@@ -22,6 +22,7 @@ use super::json::{
     AccountBody, AccountsBody, AmountBody, BATCH_KEY_BYTES_MAX, CreateBody, Order, PageBody, ResultBody,
     ResultsBody, VelocityBody, What, batch as read_batch, key as read_key, new_key, object,
 };
+use super::whole::of_text;
 use super::{Api, Inner, NODE_PAGE_MAX, OPENAPI, Shards};
 use crate::billing::domain::{Account, Key, Operation};
 use crate::clock;
@@ -291,11 +292,7 @@ fn told_key(key: &Key, answer: Answer) -> Response {
 fn account_id(path: Id) -> Result<u64, Problem> {
     let refused = || Problem::malformed("the id of an account is a whole number below 2^64");
     let Path(text) = path.map_err(|_| refused())?;
-    number(&text).ok_or_else(refused)
-}
-
-fn number<N: std::str::FromStr>(text: &str) -> Option<N> {
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+    of_text(&text).ok_or_else(refused)
 }
 
 /// `after` and `limit` of a listing.
@@ -305,14 +302,15 @@ fn page(query: &str, most: usize) -> Result<(Option<u64>, usize), Problem> {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let twice = match name {
             "after" => after
-                .replace(number(value).ok_or_else(|| {
+                .replace(of_text(value).ok_or_else(|| {
                     Problem::malformed("after must be the id of an account, a whole number below 2^64")
                 })?)
                 .is_some(),
             "limit" => {
-                let number = number(value).filter(|limit| (1..=most).contains(limit));
+                let number = of_text::<u64>(value).and_then(|limit| usize::try_from(limit).ok());
                 let refused = || Problem::malformed(format!("limit must be a number from 1 to {most}"));
-                limit.replace(number.ok_or_else(refused)?).is_some()
+                let number = number.filter(|limit| (1..=most).contains(limit)).ok_or_else(refused)?;
+                limit.replace(number).is_some()
             }
             _ => return Err(Problem::malformed("a listing takes after and limit, nothing else")),
         };
@@ -347,7 +345,7 @@ async fn collect<S>(api: &Inner<S>, request: Request, bytes_max: usize) -> Resul
         ..Kind::BodyTooLarge.into()
     };
     let declared = single(request.headers(), &CONTENT_LENGTH).and_then(|text| std::str::from_utf8(text).ok());
-    if declared.and_then(number).is_some_and(|declared: u64| declared > bytes_max as u64) {
+    if declared.and_then(|text| text.parse().ok()).is_some_and(|declared: u64| declared > bytes_max as u64) {
         return Err(too_large());
     }
     let reading = axum::body::to_bytes(request.into_body(), bytes_max);

@@ -47,7 +47,18 @@ pub fn given_whole<'de, D: Deserializer<'de>, N: Integer>(deserializer: D) -> Re
     whole(deserializer).map(Some)
 }
 
-/// `text` is a value of JSON. None: it is no number, not whole, or beyond 128 bits.
+/// As it may stand in a path or a query. None: it is no number, or out of bounds.
+pub fn of_text<N: Integer>(text: &str) -> Option<N> {
+    let like_a_number = text.bytes().all(|byte| byte.is_ascii_digit() || b".eE+-".contains(&byte));
+    let begins_and_ends = |text: &str| text.starts_with(digit) && text.ends_with(digit);
+    (like_a_number && begins_and_ends(text)).then(|| read(text)).flatten().and_then(N::from_whole)
+}
+
+fn digit(character: char) -> bool {
+    character.is_ascii_digit()
+}
+
+/// `text` is a value of JSON, or nearly. None: it is no number, not whole, or beyond 128 bits.
 fn read(text: &str) -> Option<i128> {
     if let Ok(plain) = text.parse() {
         return Some(plain);
@@ -100,6 +111,26 @@ mod tests {
             ("[7]", None),
         ] {
             assert_eq!(read(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_in_paths() {
+        for (text, expected) in [
+            ("4", Some(4)),
+            ("4.0", Some(4)),
+            ("18446744073709551615", Some(u64::MAX)),
+            ("18446744073709551616", None),
+            ("4.5", None),
+            ("-4", None),
+            ("+4", None),
+            ("4.", None),
+            (" 4", None),
+            ("", None),
+            ("x", None),
+            ("\u{664}", None),
+        ] {
+            assert_eq!(of_text::<u64>(text), expected, "{text}");
         }
     }
 
