@@ -51,7 +51,7 @@ stampede: build setup-load ## 200 clients on an emptied cache; nobody waits at e
 memory: build setup-load ## memory of the proxy while ten clients read long lists slowly
 	$(LOAD) memory --binary $(RELEASE)
 
-interop: setup-build ## clients by others: curl, OpenSSL, aioquic, headless Chromium over HTTP/3; installs them
+interop: setup-build ## clients by others: curl, OpenSSL, aioquic, Chromium, Tarantool's connector, schemathesis; installs them
 	@tests/interop/setup.sh
 	cargo build --locked
 	python3 tests/interop/run.py --binary $(TARGET)/debug/forefront
