@@ -22,6 +22,7 @@ DEFAULTS = {"ttl": 30, "loop_wait": 10, "retry_timeout": 10}
 SHORT_SECONDS, DEFAULTS_SECONDS = 25.0, 40.0
 GIVEN_UP_SECONDS = 90.0
 TAKE_OVER_SECONDS = 5.0
+HAND_OVER_TRIES = 5
 
 
 @dataclasses.dataclass
@@ -153,16 +154,23 @@ def give_shard(nodes: Nodes) -> bool:
 
 
 def hand_over(owner: Node, shard: int, to: str) -> bool:
+    """False: there is no such route."""
     body = json.dumps({"shard": shard, "to": to}).encode()
     url, fields = f"http://{owner.http}/billing/v1/cluster/hand_over", {"Content-Type": "application/json"}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, body, fields), timeout=20) as answer:
-            answer.read()
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return False
-        raise SystemExit(f"shard {shard} of {owner.name} is not handed over: {error.code} {error.read()[:500]!r}") from None
-    return True
+    told = ""
+    for _ in range(HAND_OVER_TRIES):
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, body, fields), timeout=20) as answer:
+                answer.read()
+                return True
+        except urllib.error.HTTPError as error:
+            told = f"{error.code} {error.read()[:500]!r}"
+            if error.code == 404 and "no-such-path" in told:
+                return False
+            if error.code not in (503, 504):
+                break
+        time.sleep(1)
+    raise SystemExit(f"shard {shard} of {owner.name} is not handed over: {told}")
 
 
 def add_outages(report: Report, requirement: str, what: str, outages: list[Outage], bound: float) -> None:

@@ -4,7 +4,7 @@
     receiver.py PORT CONTROL_PORT ORDERS_FILE
 
 `GET /mode/NAME` on the control port sets how: well, fail (500), hang (no answer), slow, garbage (no HTTP), refuse (the port is
-closed). A line of the file: microseconds since the epoch, node, account, version, status (0: none).
+closed). A line of the file: when the order came in microseconds since the epoch, node, account, version, status of the answer (0: none).
 """
 
 import asyncio
@@ -16,6 +16,7 @@ import sys
 import time
 
 MODES = ("well", "fail", "hang", "slow", "garbage", "refuse")
+ANSWER_SECONDS = 0.02  # As over a network, from a service that does something.
 SLOW_SECONDS = (0.2, 1.0)
 REQUEST = re.compile(rb"GET /(\w+)/off\?userID=(\d+) HTTP/1\.1\r\n")
 KEY = re.compile(rb"\r\nidempotency-key: (\d+)-(\d+)\r\n", re.IGNORECASE)
@@ -65,8 +66,8 @@ class Receiver:
         for connection in list(self.connections):
             connection.abort()
 
-    def note(self, node: bytes, account: int, version: int, status: int) -> None:
-        self.file.write(f"{int(time.time() * 1e6)} {node.decode()} {account} {version} {status}\n")
+    def note(self, at: int, node: bytes, account: int, version: int, status: int) -> None:
+        self.file.write(f"{at} {node.decode()} {account} {version} {status}\n")
 
 
 class Connection(asyncio.Protocol):
@@ -92,25 +93,24 @@ class Connection(asyncio.Protocol):
         asked, key, mode = REQUEST.match(head), KEY.search(head), self.receiver.mode
         if not asked or not key or asked[2] != key[1]:
             # Seen by whoever judges: no such version was ever told.
-            self.receiver.note(asked[1] if asked else b"-", 0, 0, 400)
+            self.receiver.note(int(time.time() * 1e6), asked[1] if asked else b"-", 0, 0, 400)
             return self.answer(400)
         status = {"well": 200, "slow": 200, "fail": 500}.get(mode, 0)
-        order = (asked[1], int(key[1]), int(key[2]))
-        if mode == "slow":
-            wait = self.receiver.random.uniform(*SLOW_SECONDS)
-            asyncio.get_running_loop().call_later(wait, self.take, order, status)
-        else:
-            self.take(order, status)
-        if mode == "garbage":
-            self.transport.write(b"\x00\x01no such protocol\r\n\r\n" * 8)
+        order = (int(time.time() * 1e6), asked[1], int(key[1]), int(key[2]))
+        if mode == "hang":
+            return self.receiver.note(*order, status)
+        wait = self.receiver.random.uniform(*SLOW_SECONDS) if mode == "slow" else ANSWER_SECONDS
+        asyncio.get_running_loop().call_later(wait, self.take, order, status)
 
-    def take(self, order: tuple[bytes, int, int], status: int) -> None:
+    def take(self, order: tuple[int, bytes, int, int], status: int) -> None:
         """Written down before it is answered: an order that its sender knows delivered must not be missing."""
         if self.transport.is_closing():
-            return
+            return self.receiver.note(*order, 0)
         self.receiver.note(*order, status)
         if status:
             self.answer(status)
+        else:
+            self.transport.write(b"\x00\x01no such protocol\r\n\r\n" * 8)
 
     def answer(self, status: int) -> None:
         self.transport.write(b"HTTP/1.1 %d Told\r\nContent-Length: 0\r\n\r\n" % status)

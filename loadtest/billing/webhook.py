@@ -1,23 +1,22 @@
 """The receiver of orders fails in every way, and ten thousand accounts run dry in the same second: who adds money meanwhile does
 not notice, and every order arrives once the receiver is well."""
 
-import asyncio
 import collections
 import dataclasses
 import pathlib
 import re
 import time
 
+import dry
 from fleet import fetch
 from judging import add_ledger, add_orders, describe, percentile
-from ledger import MICROS, Order, OrdersJudged, Shown, Spending, judge_orders
+from ledger import MICROS, OrdersJudged, Spending, judge_orders
 from load import Load, audit
 from nodes import EMBEDDED, Nodes
 from orders import Orders
 from receiver import MODES
 from report import Report
 from scratch import Scratch
-from wire import Door
 
 SHARDS = 2
 RATE = 300
@@ -26,8 +25,6 @@ BURST_MODE = "fail"  # It answers at once, so all of them are tried again most o
 BURST = 10_000
 TRICKLE = 20  # Accounts that run dry in each second of every other mode.
 FIRST_ACCOUNT = 1_000_000
-AT_ONCE = 1000
-BATCH_SECONDS = 15
 PREPARE_SECONDS = 8
 HEALED_SECONDS = 60.0  # The longest pause between two tries is 30 s.
 GIVEN_UP_SECONDS = 120.0
@@ -56,7 +53,7 @@ def webhook(binary: pathlib.Path, scratch: Scratch, report: Report, seed: int, q
     with Orders(scratch) as orders, Nodes(binary, scratch, "a", EMBEDDED, SHARDS, orders.address) as nodes:
         with Load(nodes.addresses, SHARDS, seed, rate=RATE) as load:
             phases = plan(seconds)
-            accounts = asyncio.run(create_all(nodes.addresses[0], ends(phases), seed))
+            accounts = dry.make(nodes.addresses[0], FIRST_ACCOUNT, ends(phases))
             if time.time() > phases[0].begin:
                 raise SystemExit(f"{len(accounts)} accounts are not made within {PREPARE_SECONDS} s")
             for phase in phases:
@@ -96,28 +93,6 @@ def ends(phases: list[Phase]) -> list[int]:
             second = int(phase.begin + (phase.end - phase.begin) / 4) + 1
             found += [second * MICROS + 200_000 + place * 600_000 // BURST for place in range(BURST)]
     return found
-
-
-async def create_all(address: str, ends_at: list[int], seed: int) -> list[Spending]:
-    door, accounts = Door(address), []
-    for place in range(0, len(ends_at), AT_ONCE):
-        now = int(time.time() * MICROS)
-        some = [
-            Order(FIRST_ACCOUNT + place + number, f"{seed}-dry", "create", balance=at - now, velocity=Spending.VELOCITY)
-            for number, at in enumerate(ends_at[place : place + AT_ONCE])
-        ]
-        content = {"operations": [order.item() for order in some]}
-        answer = await door.ask("POST", "/billing/v1/batch", content, f"{seed}-dry-{place}", BATCH_SECONDS)
-        if answer.status != 200:
-            raise SystemExit(f"accounts cannot be made: {answer}")
-        for order, result in zip(some, answer.body["results"]):
-            account = Spending(order.account)
-            shown = Shown.of(result["account"]) if "account" in result else str(result)
-            if wrong := account.follows(order, result["status"], shown, now, int(time.time() * MICROS)):
-                raise SystemExit(wrong)
-            accounts.append(account)
-    door.close()
-    return accounts
 
 
 def wait_for_orders(nodes: Nodes) -> None:
