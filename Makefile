@@ -4,8 +4,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release/forefront
 LOAD := python3 loadtest/run.py
 
-.PHONY: help interop run build h3load test lint audit bench syscalls load load-steady drill stampede memory drain \
-        handover certificate stalled smoke drill-billing setup setup-build setup-load setup-bench setup-drill-billing
+.PHONY: help interop run build h3load billload test lint audit bench bench-billing syscalls load load-steady drill \
+        stampede memory drain handover certificate stalled smoke drill-billing setup setup-build setup-load setup-bench \
+        setup-drill-billing setup-bench-billing
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -19,6 +20,9 @@ build: setup-build ## the release binary
 # Not in one call with the binary, whose features the development dependencies would change.
 h3load: setup-build
 	@cargo build --release --locked --example h3load
+
+billload: setup-build
+	@cargo build --release --locked --example billload
 
 test: setup-build ## all tests; needs only a Rust toolchain
 	cargo test --locked
@@ -35,6 +39,9 @@ audit: ## known vulnerabilities in dependencies (needs cargo-deny and the adviso
 bench: build h3load setup-bench ## CPU per request beside nginx and haproxy, system calls per request; 9 to 12 minutes
 	python3 benches/syscalls.py --binary $(RELEASE)
 	python3 benches/peers.py --binary $(RELEASE)
+
+bench-billing: build billload setup-bench-billing ## billing beside Tarantool: throughput, CPU, memory, delay of orders; 15 minutes
+	python3 benches/billing/run.py --binary $(RELEASE)
 
 load: build setup-load ## requirements R1, R3 to R8, R11: a table of bounds and figures; about 8 minutes
 	$(LOAD) load --binary $(RELEASE)
@@ -78,7 +85,7 @@ smoke: setup-build setup-load ## a short run of the whole system that judges cou
 	python3 -m unittest discover -s loadtest -q
 	$(LOAD) smoke --binary $(TARGET)/debug/forefront
 
-setup: setup-build setup-load setup-bench setup-drill-billing ## everything that any target installs
+setup: setup-build setup-load setup-bench setup-drill-billing setup-bench-billing ## everything that any target installs
 
 setup-build:
 	@command -v cargo >/dev/null || { echo "a Rust toolchain is missing: https://rustup.rs" >&2; exit 1; }
@@ -93,3 +100,6 @@ setup-bench:
 
 setup-drill-billing:
 	@loadtest/billing/setup.sh
+
+setup-bench-billing:
+	@benches/billing/setup.sh

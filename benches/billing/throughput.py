@@ -1,0 +1,63 @@
+"""Operations a second, their latencies, CPU per operation, and memory per account. All servers are up at once, and only one
+is asked; the rounds are interleaved, so that a disturbance of the machine meets all."""
+
+import statistics
+
+import servers
+
+# Before memory is measured: buffers have grown, and the journal's tables are there.
+WARM_ACCOUNTS, WARM_OPERATIONS = 1000, 200_000
+
+
+def prepare(server: servers.Server, accounts: int, counted: bool) -> dict | None:
+    """Creates the accounts. If `counted`, tells bytes per account, with the keys of their creation, and per key."""
+    server.grow(WARM_ACCOUNTS)
+    operations = ["load", server.address, "--accounts"]
+    server.client.run(*operations, WARM_ACCOUNTS, "--operations", WARM_OPERATIONS)
+    before = server.rss()
+    server.grow(accounts)
+    created = server.rss()
+    if not counted:
+        return None
+    server.client.run(*operations, accounts, "--operations", accounts)
+    operated = server.rss()
+    grown = (created - before) / (accounts - WARM_ACCOUNTS)
+    key = (operated - created) / accounts
+    return {"account_and_key": grown, "key": key, "account": grown - key}
+
+
+def measure(server: servers.Server, seconds: float, outstanding: int) -> dict:
+    before = server.cpu_ns()
+    warm_up = min(1.0, seconds / 4)
+    figures = server.client.run(*server.load_arguments(seconds, outstanding, "--warm-up-seconds", warm_up))
+    spent = [after - before for after, before in zip(server.cpu_ns(), before)]
+    figures["cpu_us"] = [ns / figures["operations"] / 1000 for ns in spent]
+    return figures
+
+
+def rounds(systems: list[servers.Server], count: int, seconds: float, outstanding: int) -> dict[str, list[dict]]:
+    measured: dict[str, list[dict]] = {system.name: [] for system in systems}
+    for number in range(count):
+        for at in range(len(systems)):
+            system = systems[(at + number) % len(systems)]
+            figures = measure(system, seconds, outstanding)
+            measured[system.name].append(figures)
+            cpu = " + ".join(f"{us:.1f}" for us in figures["cpu_us"])
+            print(
+                f"  {system.name:28} {outstanding:4} outstanding: {figures['per_second']:9.0f}/s, "
+                f"p50 {figures['p50_ms']:.2f} ms, p99 {figures['p99_ms']:.2f} ms, CPU {cpu} µs",
+                flush=True,
+            )
+    return measured
+
+
+def summary(measured: list[dict]) -> dict:
+    """The median of the rounds, figure by figure."""
+    of = {name: statistics.median(one[name] for one in measured) for name in ("per_second", "p50_ms", "p99_ms", "max_ms")}
+    return of | {"cpu_us": [statistics.median(part) for part in zip(*(one["cpu_us"] for one in measured))]}
+
+
+def ratio(measured: dict[str, list[dict]], name: str, reference: str) -> float:
+    """The median of the ratios round by round, since what slows one round down slows both."""
+    pairs = zip(measured[name], measured[reference])
+    return statistics.median(one["per_second"] / other["per_second"] for one, other in pairs)
