@@ -243,8 +243,8 @@ impl<B: Backend> Life<B> {
         })?;
         let own = (0..domain::BUCKETS).zip(&map.shards).filter(|(_, shard)| **shard == tenure.shard);
         let adopt = own.filter_map(|(bucket, _)| {
-            let image = State::new([bucket]).bucket_image(bucket)?;
-            Some(Command::Adopt { image: image.into() })
+            let image = State::empty_image(bucket);
+            Some(Command::Adopt { generation: 1, image: image.into() })
         });
         let commands = domain::Batch { at: self.wall.now(), commands: adopt.collect() };
         if commands.commands.is_empty() {

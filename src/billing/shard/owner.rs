@@ -312,7 +312,11 @@ impl<B: Backend> Owner<B> {
             Command::Operate { account, .. }
             | Command::Deplete { account, .. }
             | Command::Delivered { account, .. } => Some(*account),
-            Command::Forget { .. } | Command::Release { .. } | Command::Adopt { .. } => None,
+            Command::Forget { .. }
+            | Command::Release { .. }
+            | Command::Adopt { .. }
+            | Command::Sent { .. }
+            | Command::Assign { .. } => None,
         };
         let instant = |state: &State| account.and_then(|account| state.timer(account)).map(|timer| timer.at);
         let before = instant(&self.state);
