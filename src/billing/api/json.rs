@@ -357,7 +357,9 @@ fn velocity(velocity: i64) -> Result<Velocity, Problem> {
 }
 
 /// What is written must be there: null is not the same as nothing.
-fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+pub(super) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 

@@ -31,6 +31,7 @@ pub use gate::{Caller, Gate, Token, TokenError};
 pub use json::{Order, What, key};
 pub use peers::Peers;
 
+use super::shard::IMAGE_BYTES_MAX;
 use crate::drain::Drain;
 use metrics::Metrics;
 
@@ -58,6 +59,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Of a batch. Default 1 MiB.
     pub batch_bytes: usize,
+    /// Of a bucket that another node sends. Default what a shard lets leave at most.
+    pub image_bytes: usize,
     /// For the content to arrive; then 408. Default 10 s.
     pub body_timeout: Duration,
     /// For the desk to answer; then 504, or 503 where nothing was changed. Default 20 s: a failover of the journal may take
@@ -74,6 +77,7 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(60),
             body_bytes: 64 << 10,
             batch_bytes: 1 << 20,
+            image_bytes: IMAGE_BYTES_MAX,
             body_timeout: Duration::from_secs(10),
             answer_timeout: Duration::from_secs(20),
         }

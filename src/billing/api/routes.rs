@@ -1,5 +1,7 @@
 //! The routes: what is read of a request, what is asked of the desk, what is answered.
 
+pub(super) mod operators;
+
 use std::sync::Arc;
 
 use axum::Router;
@@ -67,6 +69,10 @@ pub(super) fn table<S: Shards>() -> Vec<Route<S>> {
         guarded("/billing/v1/batch", "batch", post(batch::<S>)),
         guarded("/billing/v1/insert_data", "insert_data", post(insert_data::<S>)),
         guarded("/billing/v1/cluster", "cluster", get(cluster::<S>)),
+        guarded("/billing/v1/cluster/move", "move", post(operators::move_buckets::<S>)),
+        guarded("/billing/v1/cluster/hand_over", "hand_over", post(operators::hand_over::<S>)),
+        guarded("/billing/v1/cluster/adopt", "adopt", post(operators::adopt::<S>)),
+        guarded("/billing/v1/cluster/give", "give", post(operators::give::<S>)),
         open("/billing/v1/openapi.json", "openapi", get(openapi)),
         open("/ping", "ping", get(ping::<S>)),
         open("/metrics", "metrics", get(metrics::<S>)),

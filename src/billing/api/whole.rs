@@ -32,6 +32,23 @@ impl Integer for u64 {
     }
 }
 
+impl Integer for u32 {
+    const BOUNDS: (i128, i128) = (0, u32::MAX as i128);
+
+    fn from_whole(whole: i128) -> Option<u32> {
+        u32::try_from(whole).ok()
+    }
+}
+
+/// One in a list.
+pub struct Whole<N>(pub N);
+
+impl<'de, N: Integer> Deserialize<'de> for Whole<N> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Whole<N>, D::Error> {
+        whole(deserializer).map(Whole)
+    }
+}
+
 /// For `deserialize_with`.
 pub fn whole<'de, D: Deserializer<'de>, N: Integer>(deserializer: D) -> Result<N, D::Error> {
     let text = <&RawValue>::deserialize(deserializer)?.get();

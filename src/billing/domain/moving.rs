@@ -53,6 +53,11 @@ impl Outgoing {
         put_image(*bucket, *last, *horizon, content)
     }
 
+    /// The bucket that an image says it is of; None if it is no image.
+    pub fn bucket_of_image(image: &[u8]) -> Option<u16> {
+        bucket_of_image(image).ok()
+    }
+
     pub fn accounts_len(&self) -> usize {
         self.content.len()
     }
@@ -101,7 +106,7 @@ impl State {
         if generation <= *seen {
             return STALE;
         }
-        let (None, Ok(Image { bucket: _, last, mut content })) = (&held, decode_image(image)) else {
+        let (None, Ok(Image { last, mut content })) = (&held, decode_image(image)) else {
             return BAD;
         };
         content.keys.sweep(self.horizon);
@@ -165,6 +170,10 @@ impl State {
     pub fn image_bytes_max(&self, bucket: u16) -> Option<usize> {
         let content = self.bucket(bucket)?;
         Some(image_bound(content.len(), content.keys.len()))
+    }
+
+    pub fn accounts_len_of(&self, bucket: u16) -> usize {
+        self.bucket(bucket).map_or(0, Bucket::len)
     }
 
     /// Of every account of a bucket that is here, in no order.

@@ -33,7 +33,6 @@ const VERSION: u8 = 1;
 
 /// A bucket on its way.
 pub struct Image {
-    pub bucket: u16,
     pub last: Micros,
     pub content: Bucket,
 }
@@ -164,7 +163,7 @@ pub fn decode_image(bytes: &[u8]) -> Result<Image, CodecError> {
     let bucket = number_of_bucket(&mut reader)?;
     let content = content(&mut reader, bucket, last, horizon)?;
     reader.end()?;
-    Ok(Image { bucket, last, content })
+    Ok(Image { last, content })
 }
 
 /// Which bucket it says it is of; the rest is not looked at.

@@ -372,7 +372,7 @@ proptest! {
         several.arrive();
         several.compare();
         // Every key that is known is answered as the first time, wherever its account is now.
-        let known: Vec<_> = several.model.keys.iter().map(|(id, first)| (*id, first.clone())).collect();
+        let known: Vec<_> = several.model.keys.iter().map(|(id, first)| (*id, *first)).collect();
         for ((account, key), (operation, result, _)) in known {
             let holder = several.holder(account).unwrap();
             let again = several.run(holder, command(account, &format!("{key}"), operation));
