@@ -12,7 +12,7 @@ TRIES = 10
 
 
 def make(address: str, first: int, ends_at: list[int]) -> list[Spending]:
-    """With ids from `first` on. The instants, in microseconds since the epoch, are met but for the time that making them takes."""
+    """With ids from `first` on. Instants are microseconds since the epoch, met but for the time that making an account takes."""
     return asyncio.run(make_all(Door(address), first, ends_at))
 
 

@@ -9,14 +9,17 @@ import time
 import urllib.error
 import urllib.request
 
+from delivery import add_delivery
 from judging import add_ledger, add_times, describe
 from load import Load, audit
 from nodes import Node, Nodes, postgres
+from orders import Orders
 from postgres import Patroni
 from report import Report
 from scratch import Scratch, wait_until
 
 SHARDS = 2
+SPENDING = 60
 SHORT = {"ttl": 20, "loop_wait": 5, "retry_timeout": 5}
 DEFAULTS = {"ttl": 30, "loop_wait": 10, "retry_timeout": 10}
 SHORT_SECONDS, DEFAULTS_SECONDS = 25.0, 40.0
@@ -39,12 +42,14 @@ def leader(binary: pathlib.Path, scratch: Scratch, report: Report, seed: int, qu
     fast, slow = (3, 1) if quick else (20, 3)
     patroni = Patroni(scratch, **SHORT)
     dice = random.Random(f"leader {seed}")
-    with Nodes(binary, scratch, "ab", postgres(patroni.connection), SHARDS) as nodes:
-        with Load(nodes.addresses, SHARDS, seed) as load:
+    journal = postgres(patroni.connection)
+    with Orders(scratch) as orders, Nodes(binary, scratch, "ab", journal, SHARDS, orders.address) as nodes:
+        with Load(nodes.addresses, SHARDS, seed, spending=SPENDING) as load:
             add_kills(report, patroni, load, dice, fast, SHORT, SHORT_SECONDS)
             patroni.configure(**DEFAULTS)
             add_kills(report, patroni, load, dice, slow, DEFAULTS, DEFAULTS_SECONDS)
         add_ledger(report, "R19", "master killed", load, audit(load, nodes.addresses))
+        add_delivery(report, "master killed", nodes, load.spending, orders)
 
 
 def add_kills(

@@ -74,7 +74,8 @@ class Load:
         # It must not keep a drill from ending that went wrong elsewhere.
         self.thread = threading.Thread(target=self.run, name="load", daemon=True)
         self.thread.start()
-        self.begun.wait(PATIENCE_SECONDS)
+        if not self.begun.wait(PATIENCE_SECONDS):
+            raise SystemExit(f"the load has not begun within {PATIENCE_SECONDS:g} s")
         self.check()
         return self
 
@@ -112,7 +113,8 @@ class Load:
         """The longest time without an answered operation of a shard that begins within these times."""
         times = [one.answered for one in self.done if one.shard == shard]
         begin, end = max(0, bisect.bisect_left(times, since) - 1), bisect.bisect_right(times, until)
-        return max((later - earlier for earlier, later in zip(times[begin:end], times[begin + 1 : end + 1])), default=until - since)
+        gaps = [later - earlier for earlier, later in zip(times[begin:end], times[begin + 1 : end + 1])]
+        return max(gaps, default=until - since)
 
     def failures_between(self, since: float, until: float) -> dict[str, int]:
         kinds: dict[str, int] = {}
@@ -288,11 +290,13 @@ class Spender(Client):
             kind = self.random.random()
             if kind < 0.6:
                 await self.until(0.05)
-                alive = await self.wait_for_order() and (self.load.stopping.is_set() or await self.pay("add_money", self.a_life()))
+                alive = await self.wait_for_order()
+            elif kind < 0.8:
+                await self.until(-self.random.uniform(0.3, 2))
             else:
-                # Before the end, or about then.
-                await self.until(-self.random.uniform(0.3, 2) if kind < 0.8 else self.random.uniform(-1, 1) * self.RACE_SECONDS)
-                alive = self.load.stopping.is_set() or await self.pay("add_money", self.a_life())
+                await self.until(self.random.uniform(-1, 1) * self.RACE_SECONDS)
+            if alive and not self.load.stopping.is_set():
+                alive = await self.pay("add_money", self.a_life())
         if not alive and self.account in self.load.spending:
             self.load.spending.remove(self.account)
 

@@ -126,9 +126,7 @@ class Node:
 class Nodes:
     """Some nodes on one journal. `with Nodes(...) as nodes:` waits until every shard has an owner and every node takes writes."""
 
-    def __init__(
-        self, binary: pathlib.Path, scratch: Scratch, names: str, journal: str, shards: int, webhook: str | None = None
-    ):
+    def __init__(self, binary: pathlib.Path, scratch: Scratch, names: str, journal: str, shards: int, webhook: str | None = None):
         token = scratch.directory / f"peer-{time.monotonic_ns()}.token"
         token.write_text(secrets.token_hex(16) + "\n")
         self.shards = shards

@@ -208,11 +208,6 @@ def is_ready(port: int, scratch: Scratch) -> bool:
 
 def make_database(scratch: Scratch, port: int) -> None:
     """Of a role that may do nothing else."""
+    server = ["-h", "127.0.0.1", "-p", port, "-U", "postgres", "-d", "postgres"]
     for sql in ("create role billing login", "create database billing owner billing"):
-        query(scratch, port, sql, user="postgres", database="postgres")
-
-
-def query(scratch: Scratch, port: int, sql: str, user: str = "billing", database: str = "billing") -> list[list[str]]:
-    words = ["-X", "-At", "-F", "|", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-p", port, "-U", user, "-d", database, "-c", sql]
-    text = scratch.run(binaries() / "psql", *words, cwd=scratch.directory)
-    return [line.split("|") for line in text.splitlines()]
+        scratch.run(binaries() / "psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", *server, "-c", sql, cwd=scratch.directory)

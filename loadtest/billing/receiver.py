@@ -4,7 +4,8 @@
     receiver.py PORT CONTROL_PORT ORDERS_FILE
 
 `GET /mode/NAME` on the control port sets how: well, fail (500), hang (no answer), slow, garbage (no HTTP), refuse (the port is
-closed). A line of the file: when the order came in microseconds since the epoch, node, account, version, status of the answer (0: none).
+closed). A line of the file: when the order came in microseconds since the epoch, node, account, version, status of the
+answer (0: none).
 """
 
 import asyncio

@@ -7,12 +7,13 @@ import random
 import time
 
 import dry
-from judging import add_ledger, add_orders, add_times, describe, show, spread
-from ledger import MICROS, Spending, judge_orders, without_lease
+from delivery import add_delivery
+from judging import add_ledger, add_times, describe
+from ledger import MICROS, Spending
 from load import Load, audit
 from nodes import Node, Nodes, postgres
 from orders import Orders
-from postgres import Single, ask
+from postgres import Single
 from report import Report
 from scratch import Scratch
 
@@ -23,9 +24,7 @@ GIVEN_UP_SECONDS = 30.0
 SPENDING = 150
 DRY, DRY_SECONDS, DRY_AHEAD_SECONDS = 600, 0.4, 1.5
 FIRST_DRY = 1_000_000
-LOG_SLACK_SECONDS = 0.1  # Between what a node does and what its log tells.
 SETTLE_SECONDS = 3.0
-DELIVERED_SECONDS = 30.0
 
 
 def nodes(binary: pathlib.Path, scratch: Scratch, report: Report, seed: int, quick: bool) -> None:
@@ -44,7 +43,7 @@ def nodes(binary: pathlib.Path, scratch: Scratch, report: Report, seed: int, qui
         for what, found in (("node killed", killed), ("node frozen for longer than its lease", frozen)):
             add_times(report, "R18", f"{what}: first write after (min / median / max)", BOUND_SECONDS, found)
         add_ledger(report, "R18", "nodes lost", load, audit(load, fleet.addresses))
-        add_all_orders(report, fleet, load.spending + faults.dry, orders)
+        add_delivery(report, "nodes lost", fleet, load.spending + faults.dry, orders)
 
 
 class Faults:
@@ -93,32 +92,3 @@ def taken_over(load: Load, at: float, shards: list[int], what: str) -> float:
     told = " ".join(f"shard {shard} {seconds:.2f} s" for shard, seconds in (waits or {}).items())
     print(f"    {what}: {told or 'no writes'}; {describe(load.failures_between(at, time.time()))}", flush=True)
     return max(waits.values()) if waits else math.inf
-
-
-def add_all_orders(report: Report, fleet: Nodes, accounts: list[Spending], orders: Orders) -> None:
-    """Once the last account has run dry."""
-    last = max((version.depletes_at for one in accounts for version in one.versions.values()), default=0)
-    time.sleep(max(0.0, last / MICROS - time.time()))
-
-    def judge():
-        return judge_orders(accounts, orders.arrivals(), last)
-
-    deadline = time.monotonic() + DELIVERED_SECONDS
-    while judge().missed and time.monotonic() < deadline:
-        time.sleep(0.5)
-    judged = judge()
-    stray = without_lease(orders.arrivals(), fleet.taken(), SHARDS, int(LOG_SLACK_SECONDS * MICROS))
-    add_orders(report, "nodes lost", judged, stray)
-    raced = sum(version.raced for one in accounts for version in one.versions.values())
-    report.add("R16", "nodes lost: versions whose order may have been cancelled", "", f"{raced}", None)
-    delays = [delay / 1000 for delay in judged.delays_us]
-    report.add("R16", "nodes lost: end of money to order (min / median / max)", "", spread(delays, "ms"), None)
-    open_still = [text for one in accounts if (text := still_open(fleet, one.account, one.version))]
-    report.add("R16", "nodes lost: accounts not stopped in the end", "0", f"{len(open_still)}", not open_still)
-    show("nodes lost: not stopped", open_still)
-
-
-def still_open(fleet: Nodes, account: int, version: int) -> str:
-    told = ask(f"http://{fleet.addresses[0]}/billing/v1/accounts/{account}")
-    good = told and told["state"] == "stopped" and told["version"] == version and told["overrun"] is not None
-    return "" if good else f"account {account} at version {version}: {told}"

@@ -16,7 +16,8 @@ sys.path += [str(HERE), str(HERE.parent), str(HERE.parent.parent / "benches")]
 
 import judging  # noqa: E402
 import keeper  # noqa: E402
-from ledger import REFUSED, Arrival, Order, Shown, Spending, Still, Told, bucket_of, judge_orders, shard_of, without_lease  # noqa: E402
+from ledger import REFUSED, Arrival, Order, Shown, Spending, Still, Told, bucket_of, shard_of  # noqa: E402
+from ledger import judge_orders, without_lease  # noqa: E402
 from load import Audit, Done, Failure, Load  # noqa: E402
 from nodes import Taken  # noqa: E402
 from report import Report  # noqa: E402
@@ -233,7 +234,8 @@ class Keeping(unittest.TestCase):
     def test_what_a_drill_leaves_is_ended_with_its_directory(self):
         directory = pathlib.Path(tempfile.mkdtemp(prefix="forefront-drill-test-")).resolve()
         (directory / "below").mkdir()
-        inside = [subprocess.Popen(["sleep", "60"], cwd=where, start_new_session=True) for where in (directory, directory / "below")]
+        places = (directory, directory / "below")
+        inside = [subprocess.Popen(["sleep", "60"], cwd=place, start_new_session=True) for place in places]
         outside = subprocess.Popen(["sleep", "60"], cwd=directory.parent)
         kept = subprocess.Popen([sys.executable, keeper.__file__, str(directory)], stdin=subprocess.PIPE, cwd="/")
         try:
