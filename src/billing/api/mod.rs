@@ -63,6 +63,9 @@ pub struct Limits {
     pub image_bytes: usize,
     /// For the content to arrive; then 408. Default 10 s.
     pub body_timeout: Duration,
+    /// For a client that reads nothing of its answer; then the connection is cut. Default 20 s: as long as it would have
+    /// waited for it.
+    pub unread_timeout: Duration,
     /// For the desk to answer; then 504, or 503 where nothing was changed. Default 20 s: a failover of the journal may take
     /// longer, but no client waits so long.
     pub answer_timeout: Duration,
@@ -79,6 +82,7 @@ impl Default for Limits {
             batch_bytes: 1 << 20,
             image_bytes: IMAGE_BYTES_MAX,
             body_timeout: Duration::from_secs(10),
+            unread_timeout: Duration::from_secs(20),
             answer_timeout: Duration::from_secs(20),
         }
     }

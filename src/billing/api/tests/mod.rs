@@ -340,6 +340,19 @@ async fn heads_and_silence_are_bounded() {
 }
 
 #[tokio::test]
+async fn an_answer_that_nobody_reads_is_given_up() {
+    let limits = Limits { unread_timeout: Duration::from_millis(200), ..Limits::default() };
+    let scene = Scene::new(Fake::alone(), None, limits).await;
+    let mut deaf = TcpStream::connect(scene.address).await.unwrap();
+    let asked = b"GET /billing/v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
+    // Ends with an error once the server has; what the systems between keep is bounded too.
+    let given_up = async { while deaf.write_all(&asked).await.is_ok() {} };
+    soon(given_up).await;
+    assert_eq!(scene.get("/ping").await.status, 200);
+    scene.stop().await;
+}
+
+#[tokio::test]
 async fn a_request_that_came_is_finished_at_the_end() {
     let scene = Scene::plain().await;
     scene.fake.hold();
