@@ -76,7 +76,7 @@ stalled: build h3load setup-load ## clients of each protocol that read nothing o
 	$(LOAD) stalled --binary $(RELEASE)
 
 # What it takes more: `make drill-billing DRILL="leader --seed 7"`, or `DRILL=--quick`.
-drill-billing: build setup-drill-billing ## billing's journal and nodes killed, frozen, moved; orders to a sick webhook; 30 minutes
+drill-billing: build setup-drill-billing ## billing's journal and nodes killed, frozen, moved; orders to a sick webhook; 22 minutes
 	python3 loadtest/billing/drill.py --binary $(RELEASE) $(DRILL)
 
 # Counts and no latencies, so the debug build will do, which `make test` has made already.

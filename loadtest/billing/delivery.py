@@ -11,6 +11,7 @@ from report import Report
 
 LOG_SLACK_SECONDS = 0.1  # Between what a node does and what its log tells.
 DELIVERED_SECONDS = 30.0
+READ_TRIES = 50
 
 
 def add_delivery(report: Report, what: str, fleet: Nodes, accounts: list[Spending], orders: Orders) -> None:
@@ -31,6 +32,11 @@ def add_delivery(report: Report, what: str, fleet: Nodes, accounts: list[Spendin
 
 
 def still_open(fleet: Nodes, one: Spending) -> str:
-    told = ask(f"http://{fleet.addresses[0]}/billing/v1/accounts/{one.account}")
+    url = f"http://{fleet.addresses[0]}/billing/v1/accounts/{one.account}"
+    for _ in range(READ_TRIES):
+        # Shards may be changing hands, as they spread by themselves.
+        if told := ask(url):
+            break
+        time.sleep(0.2)
     good = told and told["state"] == "stopped" and told["version"] == one.version and told["overrun"] is not None
     return "" if good else f"account {one.account} at version {one.version}: {told}"

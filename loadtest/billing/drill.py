@@ -3,8 +3,8 @@
 table: requirement, bound, figure, verdict.
 
     drill.py leader       the journal's master killed by -9 under load, 20 times and 3         about 14 minutes
-    drill.py switchover   the master moved, nodes ended, shards handed over                    about 3 minutes
-    drill.py nodes        billing nodes killed and frozen; orders of depletions                about 4 minutes
+    drill.py switchover   the master moved, nodes ended, shards handed over                    about 2 minutes
+    drill.py nodes        billing nodes killed and frozen; orders of depletions                about 3 minutes
     drill.py webhook      the receiver of orders fails in every way; 10,000 at once            about 3 minutes
 
 Without a name: all of them, one after the other. Exit code: 0 all bounds met, 1 one missed, or the run itself failed.

@@ -26,15 +26,17 @@ def add_ledger(report: Report, requirement: str, what: str, load, audit: Audit) 
     report.add(requirement, f"{what}: never answered", "0", f"{len(load.unanswered)}", not load.unanswered)
 
 
-def add_orders(report: Report, what: str, judged: OrdersJudged, stray: list) -> None:
+def add_orders(report: Report, what: str, judged: OrdersJudged, stray: list | None) -> None:
+    """`stray`: None where there is one node, which has the lease always."""
     figure = f"{len(judged.missed)} of {judged.ended}"
     report.add("R16", f"{what}: depletions without a delivered order", "0", figure, judged.ended > 0 and not judged.missed)
     report.add("R16", f"{what}: orders delivered more than once", "", f"{judged.copies} of {judged.delivered}", None)
     report.add("R16", f"{what}: orders of versions with money left", "0", f"{len(judged.early)}", not judged.early)
-    report.add("R16", f"{what}: orders of nodes without the lease", "0", f"{len(stray)}", not stray)
+    if stray is not None:
+        report.add("R16", f"{what}: orders of nodes without the lease", "0", f"{len(stray)}", not stray)
+        show(f"{what}: without the lease", stray)
     show(f"{what}: missed (account, version)", judged.missed)
     show(f"{what}: with money left", judged.early)
-    show(f"{what}: without the lease", stray)
 
 
 def add_times(report: Report, requirement: str, what: str, bound: float, times: list[float]) -> None:

@@ -191,10 +191,18 @@ class Rows(unittest.TestCase):
         self.assertEqual(self.verdicts(times(1, 5.1)), {"times": False})
         self.assertEqual(self.verdicts(times()), {"times": False})
 
+    def orders(self, accounts: list[Spending], arrivals: list[Arrival], stray: list | None) -> dict[str, bool | None]:
+        judged = judge_orders(accounts, arrivals, 20 * SECOND)
+        return self.verdicts(lambda report: judging.add_orders(report, "test", judged, stray))
+
+    def test_each_wrong_order_is_missed(self):
+        self.assertNotIn(False, self.orders([spending()], [arrival(10.1)], []).values())
+        self.assertIs(self.orders([spending()], [], [])["depletions without a delivered order"], False)
+        self.assertIs(self.orders([spending()], [arrival(9)], [])["orders of versions with money left"], False)
+        self.assertIs(self.orders([spending()], [arrival(10.1)], [arrival(10.1)])["orders of nodes without the lease"], False)
+
     def test_a_run_in_which_nothing_ended_is_missed(self):
-        judged = judge_orders([], [], 0)
-        found = self.verdicts(lambda report: judging.add_orders(report, "test", judged, []))
-        self.assertIs(found["depletions without a delivered order"], False)
+        self.assertIs(self.orders([], [], None)["depletions without a delivered order"], False)
 
 
 class Times(unittest.TestCase):

@@ -72,7 +72,7 @@ def webhook(binary: pathlib.Path, scratch: Scratch, report: Report, seed: int, q
         add_phases(report, phases, load)
         add_burst(report, accounts)
         add_healing(report, judged, orders, healed)
-        add_orders(report, "webhook ill", judged, [])
+        add_orders(report, "webhook ill", judged, None)
         add_ledger(report, "R16", "webhook ill", load, audit(load, nodes.addresses))
 
 
