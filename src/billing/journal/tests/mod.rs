@@ -4,6 +4,7 @@ mod cluster;
 mod cutter;
 mod embedded;
 mod failover;
+mod ledger;
 mod postgres;
 mod suite;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::*;
+use crate::billing::domain::{EventKind, Key, Money, Row, Stage, Velocity};
 
 const LEASE: Duration = Duration::from_millis(400);
 
@@ -58,6 +60,51 @@ async fn read_all(journal: &Journal, shard: u32, after_seq: u64) -> Vec<Batch> {
             return all;
         }
         all.extend(more);
+    }
+}
+
+fn row(account: u64, balance: i64, since: u64) -> Row {
+    let stage = Stage::Open { balance: Money::new(balance), remainder: 0 };
+    Row { id: account, velocity: Velocity::ZERO, version: 1, since: Micros::new(since), stage }
+}
+
+/// A line that its place alone determines.
+fn line(account: u64, seq: u64, position: u32) -> Line {
+    let after = row(account, (seq * 10 + u64::from(position)) as i64, seq * 1000 + u64::from(position));
+    Line {
+        seq,
+        position,
+        kind: LineKind::Event(EventKind::MoneyAdded),
+        at: after.since,
+        amount: Money::new(7),
+        charged: Money::new(seq as i64),
+        after,
+        key: Key::new(format!("{seq}/{position}").as_bytes()),
+    }
+}
+
+fn stretch(shard: u32, epoch: u64, after: u64, through: u64) -> Stretch {
+    Stretch { shard, epoch, after, through }
+}
+
+/// Moves the ledger, without lines.
+async fn project_nothing(journal: &Journal, shard: u32, epoch: u64, through: u64) {
+    let after = journal.claim(shard, epoch).await.unwrap();
+    journal.project(&stretch(shard, epoch, after, through), &Arc::default()).await.unwrap();
+}
+
+/// The whole history, newest first, by pages of this size.
+async fn history_of(journal: &Journal, shard: u32, account: u64, page: usize) -> Vec<Entry> {
+    let (mut entries, mut before) = (Vec::new(), None);
+    loop {
+        let History { entries: some, next, whole } =
+            journal.history(shard, account, before, page).await.unwrap();
+        assert!(whole && some.len() <= page, "{} of {page}", some.len());
+        entries.extend(some);
+        before = next;
+        if before.is_none() {
+            return entries;
+        }
     }
 }
 
