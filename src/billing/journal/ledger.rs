@@ -192,7 +192,7 @@ impl Journal {
                     LineKind::Event(_) | LineKind::Carried => history.entries.push(entry),
                     LineKind::Released => {}
                     LineKind::Adopted => {
-                        let (maker, whole) = self.before_the_move(account, &entry).await?;
+                        let (maker, whole) = self.before_the_move(&entry).await?;
                         history.whole &= whole;
                         let Some(maker) = maker else { break 'pages };
                         place = Cursor::from(&maker);
@@ -215,23 +215,20 @@ impl Journal {
     /// The line that made the account what it was when it was adopted, wherever that is; and whether nothing is left out.
     ///
     /// It is known by the account itself: a row has the time of its last change, and no two changes give equal rows.
-    async fn before_the_move(&self, account: u64, adopted: &Entry) -> Result<(Option<Entry>, bool), Error> {
-        let row = adopted.line.after;
-        let place = Cursor::from(adopted);
-        let same = |found: &Entry| found.line.after == row;
-        let makers = self.newest_lines(account, row.since, Newest::Told, place).await?;
-        if let Some(maker) = makers.into_iter().find(same) {
+    async fn before_the_move(&self, adopted: &Entry) -> Result<(Option<Entry>, bool), Error> {
+        let (row, place) = (adopted.line.after, Cursor::from(adopted));
+        if let Some(maker) = self.find_line(&row, Left::Told, place).await? {
             return Ok((Some(maker), true));
         }
         // Forgotten, if the shard that had it has told of the release; otherwise yet to come.
-        let releases = self.newest_lines(account, row.since, Newest::Released, place).await?;
-        Ok((None, releases.iter().any(same)))
+        let released = self.find_line(&row, Left::Released, place).await?;
+        Ok((None, released.is_some()))
     }
 }
 
-/// Which lines count in a search through all shards.
+/// Which lines of an account are searched for.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Newest {
+pub(super) enum Left {
     /// Those that a history shows.
     Told,
     Released,

@@ -26,7 +26,7 @@ mod ledger;
 mod postgres;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub use postgres::Postgres;
 pub use status::{MemberState, MemberStatus, ReplicaSetStatus};
 
 use super::domain::{Micros, Row};
-use ledger::Newest;
+use ledger::Left;
 
 /// What the journal is and how long it is waited for.
 #[derive(Clone, Debug, PartialEq)]
@@ -243,16 +243,10 @@ impl Journal {
         either!(self, engine => engine.lines(account, before, limit).await)
     }
 
-    /// Of each shard the newest such line of an account that had not changed after `since`; in the shard of `below`, only
-    /// below that place.
-    async fn newest_lines(
-        &self,
-        account: u64,
-        since: Micros,
-        which: Newest,
-        below: Cursor,
-    ) -> Result<Vec<Entry>, Error> {
-        either!(self, engine => engine.newest_lines(account, since, which, below).await)
+    /// The newest such line, in any shard, after which an account was as this row; in the shard of `below`, only below that
+    /// place.
+    async fn find_line(&self, row: &Row, which: Left, below: Cursor) -> Result<Option<Entry>, Error> {
+        either!(self, engine => engine.find_line(row, which, below).await)
     }
 
     pub async fn bucket_map(&self) -> Result<BucketMap, Error> {

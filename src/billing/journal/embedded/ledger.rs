@@ -14,7 +14,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, UserKey, Use
 
 use super::store::opening;
 use crate::billing::domain::{Key, Micros, Money, Row, Stage, Velocity};
-use crate::billing::journal::ledger::Newest;
+use crate::billing::journal::ledger::Left;
 use crate::billing::journal::{Cursor, Entry, Error, Line, LineKind, Stretch, Sweep, Swept, framing};
 
 /// Memory for lines that are in no table yet, and for those read. Histories are mostly of what is new.
@@ -180,34 +180,27 @@ impl Ledger {
         older.map(|entry| read(shard, entry)).collect()
     }
 
-    pub(super) fn newest_lines(
-        &self,
-        account: u64,
-        since: Micros,
-        which: Newest,
-        below: Cursor,
-    ) -> Result<Vec<Entry>, Error> {
-        let mut found = Vec::new();
+    pub(super) fn find_line(&self, row: &Row, which: Left, below: Cursor) -> Result<Option<Entry>, Error> {
         for shard in 0..self.shards.len() as u32 {
-            let end = if shard == below.shard {
-                below
-            } else {
-                Cursor { shard, seq: u64::MAX, position: u32::MAX }
-            };
-            let range = key(shard, account, 0, 0)..key(shard, account, end.seq, end.position);
+            let last = Cursor { shard, seq: u64::MAX, position: u32::MAX };
+            let end = if shard == below.shard { below } else { last };
+            let range = key(shard, row.id, 0, 0)..key(shard, row.id, end.seq, end.position);
             for entry in self.lines.range(range).rev() {
                 let line = read(shard, entry)?;
                 let counts = match which {
-                    Newest::Told => matches!(line.kind, LineKind::Event(_) | LineKind::Carried),
-                    Newest::Released => line.kind == LineKind::Released,
+                    Left::Told => matches!(line.kind, LineKind::Event(_) | LineKind::Carried),
+                    Left::Released => line.kind == LineKind::Released,
                 };
-                if counts && line.after.since <= since {
-                    found.push(Entry { shard, line });
+                if counts && line.after == *row {
+                    return Ok(Some(Entry { shard, line }));
+                }
+                // Before that, the account has not been so yet.
+                if line.after.since < row.since {
                     break;
                 }
             }
         }
-        Ok(found)
+        Ok(None)
     }
 
     pub(super) fn projected_accounts(

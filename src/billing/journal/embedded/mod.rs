@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::ledger::Newest;
+use super::ledger::Left;
 use super::{
     Acquisition, Batch, BucketMap, Confirmation, Cursor, Entry, Error, Lease, Line, MemberState,
     MemberStatus, Node, ReplicaSetStatus, Snapshot, Stretch, Sweep, Swept, framing,
 };
-use crate::billing::domain::{Micros, Row};
+use crate::billing::domain::Row;
 #[cfg(test)]
 pub(super) use heads::Heads;
 use ledger::Ledger;
@@ -235,15 +235,14 @@ impl Embedded {
         self.on_ledger("reading lines", move |ledger| ledger.lines(account, before, limit)).await
     }
 
-    pub(super) async fn newest_lines(
+    pub(super) async fn find_line(
         &self,
-        account: u64,
-        since: Micros,
-        which: Newest,
+        row: &Row,
+        which: Left,
         below: Cursor,
-    ) -> Result<Vec<Entry>, Error> {
-        let call = move |ledger: &mut Ledger| ledger.newest_lines(account, since, which, below);
-        self.on_ledger("reading lines", call).await
+    ) -> Result<Option<Entry>, Error> {
+        let row = *row;
+        self.on_ledger("reading lines", move |ledger| ledger.find_line(&row, which, below)).await
     }
 
     pub(super) async fn projected_accounts(

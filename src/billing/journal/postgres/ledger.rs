@@ -12,7 +12,7 @@ use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 use super::replica_set::Filling;
 use super::{Postgres, number, signed};
 use crate::billing::domain::{Key, Micros, Money, Row, Stage, Velocity};
-use crate::billing::journal::ledger::Newest;
+use crate::billing::journal::ledger::Left;
 use crate::billing::journal::{Cause, Cursor, Entry, Error, Line, LineKind, Stretch, Sweep, Swept};
 
 /// In the order of [`cells`] and [`read`].
@@ -163,45 +163,49 @@ impl Postgres {
         rows.iter().map(|row| read(row).map(|entry| entry.line)).collect()
     }
 
-    pub(in crate::billing::journal) async fn newest_lines(
+    pub(in crate::billing::journal) async fn find_line(
         &self,
-        account: u64,
-        since: Micros,
-        which: Newest,
+        row: &Row,
+        which: Left,
         below: Cursor,
-    ) -> Result<Vec<Entry>, Error> {
+    ) -> Result<Option<Entry>, Error> {
+        // Only among lines since the row's time: before that, the account has not been so yet.
         let sql = concat!(
             "select ",
             columns!(),
-            " from unnest($1::bigint[]) as place (own) cross join lateral (
-                select * from ledger where shard = own and account = $2 and kind between $3 and $4 and since <= $5
-                    and (shard <> $6 or (seq, position) < ($7, $8))
-                order by seq desc, position desc limit 1) as newest"
+            " from unnest($1::bigint[]) as place (own)
+                left join lateral (
+                    select seq as old_seq, position as old_position from ledger
+                    where shard = own and account = $2 and since < $8
+                        and (own <> $12 or (seq, position) < ($13, $14))
+                    order by seq desc, position desc limit 1) as old on true
+                cross join lateral (
+                    select * from ledger where shard = own and account = $2 and kind between $3 and $4
+                        and balance = $5 and velocity = $6 and version = $7 and since = $8 and remainder = $9
+                        and stopped_velocity is not distinct from $10 and overrun is not distinct from $11
+                        and (own <> $12 or (seq, position) < ($13, $14))
+                        and (old_seq is null or (seq, position) > (old_seq, old_position))
+                    order by seq desc, position desc limit 1) as same"
         );
         let (first, last) = match which {
-            Newest::Told => (1, i64::from(LineKind::ADOPTED) - 1),
-            Newest::Released => (i64::from(LineKind::RELEASED), i64::from(LineKind::RELEASED)),
+            Left::Told => (1, i64::from(LineKind::ADOPTED) - 1),
+            Left::Released => (i64::from(LineKind::RELEASED), i64::from(LineKind::RELEASED)),
         };
-        let mut found = Vec::new();
+        let like = cells(0, &Line::of_row(0, 0, LineKind::Released, Micros::ZERO, *row));
         for (at, set) in self.inner.sets.iter().enumerate() {
             let own: Vec<i64> = (0..i64::from(self.inner.shards))
                 .filter(|shard| *shard as usize % self.inner.sets.len() == at)
                 .collect();
-            let params: [&(dyn ToSql + Sync); 8] = [
-                &own,
-                &(account as i64),
-                &first,
-                &last,
-                &bounded(since.get()),
-                &i64::from(below.shard),
-                &bounded(below.seq),
-                &i64::from(below.position),
-            ];
-            for row in set.read_ledger("reading lines", sql, &params).await? {
-                found.push(read(&row)?);
+            let (shard, seq, position) =
+                (i64::from(below.shard), bounded(below.seq), i64::from(below.position));
+            let mut params: Vec<&(dyn ToSql + Sync)> = vec![&own, &like[1], &first, &last];
+            params.extend(like[8..15].iter().map(|cell| cell as &(dyn ToSql + Sync)));
+            params.extend([&shard as &(dyn ToSql + Sync), &seq, &position]);
+            if let Some(row) = set.read_ledger("reading lines", sql, &params).await?.first() {
+                return read(row).map(Some);
             }
         }
-        Ok(found)
+        Ok(None)
     }
 
     pub(in crate::billing::journal) async fn projected_accounts(
@@ -253,7 +257,7 @@ impl Postgres {
     pub(in crate::billing::journal) async fn forget_lines(&self, sweep: &Sweep) -> Result<Swept, Error> {
         const STEP: &str = "forgetting lines";
         let Sweep { shard, before, after, accounts, lines } = *sweep;
-        // Of each account all before its first line that is young enough, or before its newest; or as many as allowed.
+        // Of each account those of its oldest lines that are too old, but for its newest; or as many as allowed.
         let sql = "with recursive step (id, count) as (
                 (select account, 1 from ledger where shard = $1 and account between $2 and $3 order by account limit 1)
                 union all

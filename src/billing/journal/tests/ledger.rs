@@ -199,7 +199,7 @@ async fn a_history_goes_through_every_shard_that_had_the_account(bed: Bed) {
     let journal = bed.node().await;
     let mut epochs = Vec::new();
     for shard in 0..3 {
-        epochs.push(append_to(&journal, shard, 40).await);
+        epochs.push(append_to(&journal, shard, 50).await);
         journal.claim(shard, epochs[shard as usize]).await.unwrap();
     }
     let put = async |shard: u32, after: u64, through: u64, lines: Vec<Line>| {
@@ -234,9 +234,22 @@ async fn a_history_goes_through_every_shard_that_had_the_account(bed: Bed) {
     put(0, 25, 36, vec![line(9, 36, 0)]).await;
     assert_eq!(places(&history_of(&journal, 1, 9, 10).await), [(1, 38, 0), (0, 36, 0)]);
     put(0, 36, 37, vec![left]).await;
+    // A stopped account changes without a new time, here and there.
+    let stopped = |shard, seq, velocity| {
+        let stage = Stage::Stopped { velocity: Velocity::MAX };
+        let after = Row { velocity: Velocity::new(velocity), stage, ..row(10, 0, 77) };
+        (shard, Line { after, ..line(10, seq, 0) })
+    };
+    let changes = [stopped(0, 38, 1), stopped(1, 41, 2), stopped(0, 41, 3)];
+    let [first_left, first_came] = moves(39, changes[0].1.after);
+    let [second_left, second_came] = moves(40, changes[1].1.after);
+    put(1, 39, 43, vec![first_came, changes[1].1, Line { seq: 43, ..second_left }]).await;
+    put(0, 37, 41, vec![changes[0].1, first_left, second_came, changes[2].1]).await;
+    let found = history_of(&journal, 0, 10, 1).await;
+    assert_eq!(places(&found), [(0, 41, 0), (1, 41, 0), (0, 38, 0)]);
     // And is whole without what was forgotten.
     let sweep = Sweep { shard: 0, before: Micros::MAX, after: None, accounts: 100, lines: 100 };
-    assert_eq!(journal.forget_lines(&sweep).await.unwrap().last, Some(9));
+    assert_eq!(journal.forget_lines(&sweep).await.unwrap().last, Some(10));
     assert_eq!(places(&history_of(&journal, 1, 9, 10).await), [(1, 38, 0)]);
 }
 

@@ -1,6 +1,6 @@
 //! Both engines through one suite, and each through what only it can suffer.
 
-mod cluster;
+pub(in crate::billing) mod cluster;
 mod cutter;
 mod embedded;
 mod failover;
@@ -94,7 +94,12 @@ async fn project_nothing(journal: &Journal, shard: u32, epoch: u64, through: u64
 }
 
 /// The whole history, newest first, by pages of this size.
-async fn history_of(journal: &Journal, shard: u32, account: u64, page: usize) -> Vec<Entry> {
+pub(in crate::billing) async fn history_of(
+    journal: &Journal,
+    shard: u32,
+    account: u64,
+    page: usize,
+) -> Vec<Entry> {
     let (mut entries, mut before) = (Vec::new(), None);
     loop {
         let History { entries: some, next, whole } =
@@ -108,26 +113,26 @@ async fn history_of(journal: &Journal, shard: u32, account: u64, page: usize) ->
     }
 }
 
-/// A place where nodes can open one journal.
-enum Bed {
+/// A place where nodes can open one journal of three shards.
+pub(in crate::billing) enum Bed {
     Embedded { directory: tempfile::TempDir, time_ms: Arc<AtomicU64>, journal: Journal },
     Postgres { database: String },
 }
 
 impl Bed {
-    async fn embedded() -> Bed {
+    pub(in crate::billing) async fn embedded() -> Bed {
         let directory = tempfile::tempdir().unwrap();
         let time_ms = Arc::new(AtomicU64::new(0));
         let journal = open_embedded(directory.path(), &time_ms).await.unwrap();
         Bed::Embedded { directory, time_ms, journal }
     }
 
-    async fn postgres() -> Bed {
+    pub(in crate::billing) async fn postgres() -> Bed {
         Bed::Postgres { database: cluster::shared().database().await }
     }
 
     /// The journal as another node opens it. The embedded one has one node, so that is the same again.
-    async fn node(&self) -> Journal {
+    pub(in crate::billing) async fn node(&self) -> Journal {
         match self {
             Bed::Embedded { journal, .. } => journal.clone(),
             Bed::Postgres { database } => {
@@ -150,6 +155,17 @@ impl Bed {
         };
         let journal = bed.node().await;
         (bed, journal)
+    }
+
+    /// The embedded journal after its ledger was taken away while no node ran.
+    pub(in crate::billing) async fn without_ledger(self) -> (Bed, Journal) {
+        let Bed::Embedded { directory, time_ms, journal } = self else {
+            panic!("it has tables, not a directory")
+        };
+        drop(journal);
+        std::fs::remove_dir_all(directory.path().join("ledger")).unwrap();
+        let journal = open_embedded(directory.path(), &time_ms).await.unwrap();
+        (Bed::Embedded { directory, time_ms, journal: journal.clone() }, journal)
     }
 
     /// Lets the lease of a shard run out.
