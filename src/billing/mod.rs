@@ -8,4 +8,5 @@ pub mod domain;
 pub mod iproto;
 pub mod journal;
 pub mod notifier;
+pub mod projection;
 pub mod shard;

@@ -1,15 +1,18 @@
 //! The journal: where a shard's batches become durable, in their order, and who may write them.
 //!
 //! It keeps, for each shard, batches (`seq` one more each time), snapshots that stand for the batches before them, and a
-//! lease with an epoch; and one map of buckets to shards. Two engines: `Embedded`, a directory of one node, and `Postgres`,
-//! replica sets of PostgreSQL or of what speaks its protocol.
+//! lease with an epoch; one map of buckets to shards; and beside them the ledger, which is derived from the batches and
+//! follows them. Two engines: `Embedded`, a directory of one node, and `Postgres`, replica sets of PostgreSQL or of what
+//! speaks its protocol.
 //!
 //! Never here: what a payload means. No engine answers an append before it is durable, takes one of an old epoch, or one
-//! that does not follow the last. The journal repeats no write by itself: a lost answer is `Error::Unknown`.
+//! that does not follow the last. The journal repeats no write by itself: a lost answer is `Error::Unknown`. Nothing is
+//! truncated that the ledger still needs.
 //!
 //! Order of calls for an owner: `acquire`; `snapshot`, then `read` until it gives nothing; `append` one at a time, each
 //! `Unknown` followed by `confirm`; `renew` all the while; `put_snapshot`, then `truncate`; `release`. Anybody may `read`, so
-//! that another node tails.
+//! that another node tails. Order of calls for whoever projects: `claim`; `snapshot_before` and `read`, or `carry`;
+//! `project`, one at a time.
 //!
 //! Cancellation: a dropped `append` or `put_snapshot` may or may not have happened (`confirm` tells); a dropped `acquire`
 //! may have fenced the caller's own earlier epoch. Everything else may be dropped and called again.
@@ -19,12 +22,14 @@ mod embedded;
 mod error;
 mod framing;
 mod lease;
+mod ledger;
 mod postgres;
 mod status;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use batch::{Batch, Confirmation, Snapshot};
@@ -32,8 +37,12 @@ pub use embedded::Embedded;
 pub use error::{Cause, Error};
 pub use framing::checksum;
 pub use lease::{Acquisition, BUCKETS, BucketMap, Lease, Node};
+pub use ledger::{Cursor, Entry, History, Line, LineKind, NoCursor, Stretch, Sweep, Swept};
 pub use postgres::Postgres;
 pub use status::{MemberState, MemberStatus, ReplicaSetStatus};
+
+use super::domain::{Micros, Row};
+use ledger::Left;
 
 /// What the journal is and how long it is waited for.
 #[derive(Clone, Debug, PartialEq)]
@@ -154,7 +163,13 @@ impl Journal {
         either!(self, engine => engine.snapshot(shard).await)
     }
 
-    /// Forgets batches up to `through_seq`, but none that no snapshot stands for, and all snapshots but the newest.
+    /// The newest snapshot that is not beyond `seq`. Errors: `Corrupt`, `Unavailable`.
+    pub async fn snapshot_before(&self, shard: u32, seq: u64) -> Result<Option<Snapshot>, Error> {
+        either!(self, engine => engine.snapshot_before(shard, seq).await)
+    }
+
+    /// Forgets batches up to `through_seq`, but none that is not behind a snapshot that the ledger has reached; and all
+    /// snapshots but that one and the newest. So whoever projects finds a snapshot to begin with, and all that follows.
     pub async fn truncate(&self, shard: u32, through_seq: u64) -> Result<(), Error> {
         either!(self, engine => engine.truncate(shard, through_seq).await)
     }
@@ -181,6 +196,59 @@ impl Journal {
         either!(self, engine => engine.leases().await)
     }
 
+    /// Makes this epoch's owner the only one that writes the shard's ledger, and tells the last batch that is in it. Errors:
+    /// `Fenced`, `Unavailable`, `Unknown`, `Corrupt` (the ledger has batches that the journal has not).
+    pub async fn claim(&self, shard: u32, epoch: u64) -> Result<u64, Error> {
+        either!(self, engine => engine.claim(shard, epoch).await)
+    }
+
+    /// Writes the lines of these batches and moves the ledger to the last of them, both or neither, once: what was written
+    /// before, as a lost answer may have been, is not written again. Errors: `Fenced`, `OutOfOrder` (the ledger does not
+    /// stand at `after`), `Unavailable`, `Unknown`; after the last two it is to be called again as it was.
+    pub async fn project(&self, stretch: &Stretch, lines: &Arc<Vec<Line>>) -> Result<(), Error> {
+        let lines = Lines { lines: Arc::clone(lines), at: 0 };
+        either!(self, engine => engine.project(stretch, lines).await)
+    }
+
+    /// Moves the ledger to a snapshot, with a line for each of its accounts, because batches in between are gone. Errors
+    /// as with [`Journal::project`].
+    pub async fn carry(
+        &self,
+        stretch: &Stretch,
+        at: Micros,
+        rows: impl Iterator<Item = Row> + Send + 'static,
+    ) -> Result<(), Error> {
+        let seq = stretch.through;
+        let lines = rows.map(move |row| Line::of_row(seq, 0, LineKind::Carried, at, row));
+        either!(self, engine => engine.carry(stretch, lines).await)
+    }
+
+    /// The accounts of a shard as the ledger has them, by id, beyond `after`.
+    pub async fn projected_accounts(
+        &self,
+        shard: u32,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Row>, Error> {
+        either!(self, engine => engine.projected_accounts(shard, after, limit).await)
+    }
+
+    /// Forgets old lines, but never the newest of an account. Errors: `Unavailable`, `Unknown`; it may be called again.
+    pub async fn forget_lines(&self, sweep: &Sweep) -> Result<Swept, Error> {
+        either!(self, engine => engine.forget_lines(sweep).await)
+    }
+
+    /// The newest lines of an account in one shard, before a place.
+    async fn lines(&self, account: u64, before: Cursor, limit: usize) -> Result<Vec<Line>, Error> {
+        either!(self, engine => engine.lines(account, before, limit).await)
+    }
+
+    /// The newest such line, in any shard, after which an account was as this row; in the shard of `below`, only below that
+    /// place.
+    async fn find_line(&self, row: &Row, which: Left, below: Cursor) -> Result<Option<Entry>, Error> {
+        either!(self, engine => engine.find_line(row, which, below).await)
+    }
+
     pub async fn bucket_map(&self) -> Result<BucketMap, Error> {
         either!(self, engine => engine.bucket_map().await)
     }
@@ -193,5 +261,21 @@ impl Journal {
     /// Never fails: what cannot be reached is told as such, within the connect timeout and a statement's.
     pub async fn status(&self) -> Vec<ReplicaSetStatus> {
         either!(self, engine => engine.status().await)
+    }
+}
+
+/// Shared lines, given out one by one.
+struct Lines {
+    lines: Arc<Vec<Line>>,
+    at: usize,
+}
+
+impl Iterator for Lines {
+    type Item = Line;
+
+    fn next(&mut self) -> Option<Line> {
+        let line = self.lines.get(self.at).copied();
+        self.at += 1;
+        line
     }
 }

@@ -1,26 +1,31 @@
 //! The engine without a server: a directory, one process, no replica.
 //!
 //! One thread does all that blocks, in the order of its queue. Appends that wait there together (of different shards) become
-//! durable together.
+//! durable together. A second one does the same for the ledger.
 
 mod heads;
 mod leases;
+mod ledger;
 mod snapshots;
 mod store;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::ledger::Left;
 use super::{
-    Acquisition, Batch, BucketMap, Confirmation, Error, Lease, MemberState, MemberStatus, Node,
-    ReplicaSetStatus, Snapshot, framing,
+    Acquisition, Batch, BucketMap, Confirmation, Cursor, Entry, Error, Lease, Line, MemberState,
+    MemberStatus, Node, ReplicaSetStatus, Snapshot, Stretch, Sweep, Swept, framing,
 };
+use crate::billing::domain::Row;
 #[cfg(test)]
 pub(super) use heads::Heads;
+use ledger::Ledger;
 use store::Store;
 
 /// Callers beyond these wait for a place. A shard has one append under way, so it is seldom more than the shards.
@@ -34,6 +39,8 @@ enum Work {
     Other(Box<dyn FnOnce(&mut Store) + Send>),
 }
 
+type LedgerWork = Box<dyn FnOnce(&mut Ledger) + Send>;
+
 /// Cheap to clone; when the last clone goes, the directory is free again.
 #[derive(Clone)]
 pub struct Embedded {
@@ -46,6 +53,10 @@ struct Inner {
     /// None only while it is dropped.
     work: Option<mpsc::Sender<Work>>,
     thread: Option<JoinHandle<()>>,
+    ledger_work: Option<mpsc::Sender<LedgerWork>>,
+    ledger_thread: Option<JoinHandle<()>>,
+    /// Tells the ledger to leave a long write.
+    closing: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Embedded {
@@ -60,8 +71,10 @@ impl std::fmt::Debug for Embedded {
 impl Drop for Inner {
     /// Waits for what is under way, so that the next to open the directory finds it unlocked.
     fn drop(&mut self) {
+        self.closing.store(true, Relaxed);
         self.work = None;
-        if let Some(thread) = self.thread.take() {
+        self.ledger_work = None;
+        for thread in [self.thread.take(), self.ledger_thread.take()].into_iter().flatten() {
             // A panic over there was told to whoever waited for an answer.
             let _ = thread.join();
         }
@@ -80,27 +93,28 @@ impl Embedded {
     }
 
     pub(super) async fn open_with(path: &Path, shards: u32, clock: Clock) -> Result<Embedded, Error> {
-        const STEP: &str = "opening the journal";
-        let (work, queue) = mpsc::channel(QUEUE_MAX);
-        let (opened, outcome) = oneshot::channel();
         let directory = path.to_owned();
-        let serve = move || match Store::open(&directory, shards, clock) {
-            Ok(store) => {
-                // Nobody waits for it any more if this fails, and then the queue is closed as well.
-                let _ = opened.send(Ok(()));
-                run(store, queue);
+        let open = move || Store::open(&directory, shards, clock);
+        let (work, thread) = serve("journal", path, open, run).await?;
+        let (directory, closing) = (path.join("ledger"), Arc::new(AtomicBool::new(false)));
+        let heeds = Arc::clone(&closing);
+        let open = move || Ledger::open(&directory, shards, heeds);
+        let opened = serve("ledger", path, open, |mut ledger, mut queue: mpsc::Receiver<LedgerWork>| {
+            while let Some(call) = queue.blocking_recv() {
+                call(&mut ledger);
             }
-            Err(error) => drop(opened.send(Err(error))),
+        });
+        let mut inner = Inner {
+            path: path.to_owned(),
+            shards,
+            work: Some(work),
+            thread: Some(thread),
+            ledger_work: None,
+            ledger_thread: None,
+            closing,
         };
-        let thread = std::thread::Builder::new()
-            .name("journal".to_owned())
-            .spawn(serve)
-            .map_err(Error::unavailable(STEP))?;
-        // The engine asserts here and there that what it reads is what it wrote, and its panic ends the thread.
-        let panicked =
-            |_| Error::Damaged { place: path.display().to_string(), source: "the engine panicked".into() };
-        outcome.await.map_err(panicked)??;
-        let inner = Inner { path: path.to_owned(), shards, work: Some(work), thread: Some(thread) };
+        let (work, thread) = opened.await?;
+        (inner.ledger_work, inner.ledger_thread) = (Some(work), Some(thread));
         Ok(Embedded { inner: Arc::new(inner) })
     }
 
@@ -118,6 +132,21 @@ impl Embedded {
         let (reply, answer) = oneshot::channel();
         let work = Work::Other(Box::new(move |store| drop(reply.send(call(store)))));
         self.send(step, work).await?;
+        answer.await.map_err(Error::unknown(step))?
+    }
+
+    /// Does something on the ledger's thread.
+    async fn on_ledger<T: Send + 'static>(
+        &self,
+        step: &'static str,
+        call: impl FnOnce(&mut Ledger) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let queue =
+            self.inner.ledger_work.as_ref().ok_or("it is closed").map_err(Error::unavailable(step))?;
+        let (reply, answer) = oneshot::channel();
+        let work: LedgerWork = Box::new(move |ledger| drop(reply.send(call(ledger))));
+        let ended = |_| Error::unavailable(step)("the ledger's thread has ended");
+        queue.send(work).await.map_err(ended)?;
         answer.await.map_err(Error::unknown(step))?
     }
 
@@ -164,12 +193,71 @@ impl Embedded {
     }
 
     pub(super) async fn snapshot(&self, shard: u32) -> Result<Option<Snapshot>, Error> {
-        self.on_thread("reading a snapshot", move |store| store.snapshot(shard)).await
+        self.snapshot_before(shard, u64::MAX).await
+    }
+
+    pub(super) async fn snapshot_before(&self, shard: u32, seq: u64) -> Result<Option<Snapshot>, Error> {
+        self.on_thread("reading a snapshot", move |store| store.snapshot_before(shard, seq)).await
     }
 
     pub(super) async fn truncate(&self, shard: u32, through_seq: u64) -> Result<(), Error> {
-        while !self.on_thread("truncating", move |store| store.truncate_some(shard, through_seq)).await? {}
+        const STEP: &str = "truncating";
+        let secured = self.on_ledger(STEP, move |ledger| ledger.secure(shard)).await?;
+        while !self.on_thread(STEP, move |store| store.truncate_some(shard, through_seq, secured)).await? {}
         Ok(())
+    }
+
+    pub(super) async fn claim(&self, shard: u32, epoch: u64) -> Result<u64, Error> {
+        const STEP: &str = "claiming the ledger";
+        let last = self.on_thread(STEP, move |store| store.last_of(shard, epoch)).await?;
+        self.on_ledger(STEP, move |ledger| ledger.claim(shard, epoch, last)).await
+    }
+
+    pub(super) async fn project(
+        &self,
+        stretch: &Stretch,
+        lines: impl Iterator<Item = Line> + Send + 'static,
+    ) -> Result<(), Error> {
+        let stretch = *stretch;
+        self.on_ledger("projecting", move |ledger| ledger.project(&stretch, lines)).await
+    }
+
+    pub(super) async fn carry(
+        &self,
+        stretch: &Stretch,
+        lines: impl Iterator<Item = Line> + Send + 'static,
+    ) -> Result<(), Error> {
+        let stretch = *stretch;
+        self.on_ledger("projecting a snapshot", move |ledger| ledger.carry(&stretch, lines)).await
+    }
+
+    pub(super) async fn lines(&self, account: u64, before: Cursor, limit: usize) -> Result<Vec<Line>, Error> {
+        self.on_ledger("reading lines", move |ledger| ledger.lines(account, before, limit)).await
+    }
+
+    pub(super) async fn find_line(
+        &self,
+        row: &Row,
+        which: Left,
+        below: Cursor,
+    ) -> Result<Option<Entry>, Error> {
+        let row = *row;
+        self.on_ledger("reading lines", move |ledger| ledger.find_line(&row, which, below)).await
+    }
+
+    pub(super) async fn projected_accounts(
+        &self,
+        shard: u32,
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Row>, Error> {
+        let call = move |ledger: &mut Ledger| ledger.projected_accounts(shard, after, limit);
+        self.on_ledger("reading projected accounts", call).await
+    }
+
+    pub(super) async fn forget_lines(&self, sweep: &Sweep) -> Result<Swept, Error> {
+        let sweep = *sweep;
+        self.on_ledger("forgetting lines", move |ledger| ledger.forget_lines(&sweep)).await
     }
 
     pub(super) async fn acquire(
@@ -221,6 +309,33 @@ impl Embedded {
         };
         vec![ReplicaSetStatus { index: 0, shards: (0..self.inner.shards).collect(), members: vec![member] }]
     }
+}
+
+/// A thread that opens something and then works on it, from a queue, until nobody can ask any more.
+async fn serve<S: 'static, W: Send + 'static>(
+    name: &str,
+    path: &Path,
+    open: impl FnOnce() -> Result<S, Error> + Send + 'static,
+    run: impl FnOnce(S, mpsc::Receiver<W>) + Send + 'static,
+) -> Result<(mpsc::Sender<W>, JoinHandle<()>), Error> {
+    const STEP: &str = "opening the journal";
+    let (work, queue) = mpsc::channel(QUEUE_MAX);
+    let (opened, outcome) = oneshot::channel();
+    let serve = move || match open() {
+        Ok(store) => {
+            // Nobody waits for it any more if this fails, and then the queue is closed as well.
+            let _ = opened.send(Ok(()));
+            run(store, queue);
+        }
+        Err(error) => drop(opened.send(Err(error))),
+    };
+    let thread =
+        std::thread::Builder::new().name(name.to_owned()).spawn(serve).map_err(Error::unavailable(STEP))?;
+    // The engine asserts here and there that what it reads is what it wrote, and its panic ends the thread.
+    let panicked =
+        |_| Error::Damaged { place: path.display().to_string(), source: "the engine panicked".into() };
+    outcome.await.map_err(panicked)??;
+    Ok((work, thread))
 }
 
 fn run(mut store: Store, mut queue: mpsc::Receiver<Work>) {

@@ -13,7 +13,14 @@ impl Store {
         &self,
         shard: u32,
     ) -> Result<Option<(SnapshotKey, fjall::UserValue)>, Error> {
-        let Some(newest) = self.snapshots.prefix(shard.to_be_bytes()).next_back() else { return Ok(None) };
+        self.heading_before(shard, u64::MAX)
+    }
+
+    fn heading_before(&self, shard: u32, seq: u64) -> Result<Option<(SnapshotKey, fjall::UserValue)>, Error> {
+        let first = SnapshotKey { shard, seq: 0, epoch: 0 };
+        let last = SnapshotKey { shard, seq, epoch: u64::MAX };
+        let newest = self.snapshots.range(first.whole()..=last.whole()).next_back();
+        let Some(newest) = newest else { return Ok(None) };
         let (key, heading) = newest.into_inner().map_err(reading(shard, 0))?;
         Ok(Some((SnapshotKey { shard, seq: seq_of(&key), epoch: epoch_of(&key) }, heading)))
     }
@@ -64,8 +71,8 @@ impl Store {
         self.commit("writing a snapshot", write)
     }
 
-    pub(super) fn snapshot(&mut self, shard: u32) -> Result<Option<Snapshot>, Error> {
-        let Some((key, heading)) = self.newest_snapshot(shard)? else { return Ok(None) };
+    pub(super) fn snapshot_before(&mut self, shard: u32, seq: u64) -> Result<Option<Snapshot>, Error> {
+        let Some((key, heading)) = self.heading_before(shard, seq)? else { return Ok(None) };
         let SnapshotKey { shard, seq, epoch } = key;
         let corrupt = |what: String| Error::Corrupt { shard, seq, what };
         let mut heading = framing::unframed(&heading).map_err(corrupt)?;
@@ -83,24 +90,34 @@ impl Store {
         Ok(Some(snapshot))
     }
 
-    /// Whether that was all.
-    pub(super) fn truncate_some(&mut self, shard: u32, through_seq: u64) -> Result<bool, Error> {
+    /// Whether that was all. `projected`: the last batch that the ledger has, whatever happens.
+    pub(super) fn truncate_some(
+        &mut self,
+        shard: u32,
+        through_seq: u64,
+        projected: u64,
+    ) -> Result<bool, Error> {
         self.check_whole()?;
+        let Some((kept, _)) = self.heading_before(shard, projected)? else { return Ok(true) };
         let Some((newest, _)) = self.newest_snapshot(shard)? else { return Ok(true) };
         let mut write = self.write();
-        let through = through_seq.min(newest.seq);
+        let through = through_seq.min(kept.seq);
         let old = journal_key(shard, 0)..=journal_key(shard, through);
         for entry in self.journal.range(old).take(FORGOTTEN_MAX) {
             write.remove(&self.journal, entry.key().map_err(reading(shard, 0))?);
         }
-        let old = SnapshotKey { shard, seq: 0, epoch: 0 }.whole()..newest.whole();
-        for entry in self.snapshots.range(old).take(FORGOTTEN_MAX) {
-            write.remove(&self.snapshots, entry.key().map_err(reading(shard, 0))?);
-        }
-        let old = SnapshotKey { shard, seq: 0, epoch: 0 }.part(0)..newest.part(0);
-        for entry in self.parts.range(old).take(FORGOTTEN_MAX) {
-            write.remove(&self.parts, entry.key().map_err(reading(shard, 0))?);
-        }
+        let first = SnapshotKey { shard, seq: 0, epoch: 0 };
+        let mut forget = |keyspace: &fjall::Keyspace, end: Vec<u8>, kept: Vec<u8>| -> Result<(), Error> {
+            let old = keyspace.range(first.whole()..end).map(|entry| entry.key().map_err(reading(shard, 0)));
+            for key in
+                old.filter(|key| !key.as_ref().is_ok_and(|key| key.starts_with(&kept))).take(FORGOTTEN_MAX)
+            {
+                write.remove(keyspace, key?);
+            }
+            Ok(())
+        };
+        forget(&self.snapshots, newest.whole(), kept.whole())?;
+        forget(&self.parts, newest.part(0), kept.whole())?;
         if write.is_empty() {
             return Ok(true);
         }

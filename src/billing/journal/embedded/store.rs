@@ -113,6 +113,12 @@ impl Store {
         known.ok_or_else(|| Error::Config(format!("shard {shard} of {count}")))
     }
 
+    /// The last batch, if the epoch is the shard's.
+    pub(super) fn last_of(&mut self, shard: u32, epoch: u64) -> Result<u64, Error> {
+        let own = self.shard(shard)?;
+        if own.epoch == epoch { Ok(own.last) } else { Err(Error::Fenced { shard, epoch: own.epoch }) }
+    }
+
     /// Whether writes are possible.
     pub(super) fn check_whole(&mut self) -> Result<(), Error> {
         if self.broken {

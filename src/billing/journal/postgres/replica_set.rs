@@ -6,24 +6,34 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use deadpool_postgres::{Connect, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_postgres::binary_copy::BinaryCopyInWriter;
 use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::{Severity, SqlState};
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Row};
 
 use super::address::{Address, HostAddress};
+use super::ledger::Cell;
 use crate::billing::journal::{Error, Timeouts};
 
 /// An owner appends over one, tailing, leases and status use others; a shard waits for its own commit only.
 const CONNECTIONS_MAX: usize = 16;
 
+/// The ledger's own, so that no append waits for a place behind it.
+const LEDGER_CONNECTIONS_MAX: usize = 4;
+
+/// Rows copied by one statement: some 100 ms.
+const COPIED_MAX: usize = 16_384;
+
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
 pub(super) struct ReplicaSet {
     pool: Pool,
+    ledger: Pool,
     pub(super) hosts: Arc<Hosts>,
 }
 
@@ -44,19 +54,22 @@ impl ReplicaSet {
             first: AtomicUsize::new(0),
             unreplicated: Arc::default(),
         });
-        let manager = Manager::from_connect(
-            // Not used: the connector has settings of its own for each host.
-            tokio_postgres::Config::new(),
-            ToWriter(Arc::clone(&hosts)),
-            ManagerConfig { recycling_method: RecyclingMethod::Fast },
-        );
-        let pool = Pool::builder(manager)
-            .max_size(CONNECTIONS_MAX)
-            .wait_timeout(Some(timeouts.answer))
-            .runtime(Runtime::Tokio1)
-            .build()
-            .map_err(|error| Error::Config(error.to_string()))?;
-        Ok(ReplicaSet { pool, hosts })
+        let pool = |connections_max| {
+            let manager = Manager::from_connect(
+                // Not used: the connector has settings of its own for each host.
+                tokio_postgres::Config::new(),
+                ToWriter(Arc::clone(&hosts)),
+                ManagerConfig { recycling_method: RecyclingMethod::Fast },
+            );
+            Pool::builder(manager)
+                .max_size(connections_max)
+                .wait_timeout(Some(timeouts.answer))
+                .runtime(Runtime::Tokio1)
+                .build()
+                .map_err(|error| Error::Config(error.to_string()))
+        };
+        let (pool, ledger) = (pool(CONNECTIONS_MAX)?, pool(LEDGER_CONNECTIONS_MAX)?);
+        Ok(ReplicaSet { pool, ledger, hosts })
     }
 
     /// A statement that changes nothing, so that a lost answer is no answer.
@@ -66,10 +79,17 @@ impl ReplicaSet {
         sql: &str,
         params: Params<'_>,
     ) -> Result<Vec<Row>, Error> {
-        self.write(step, sql, params).await.map_err(|error| match error {
-            Error::Unknown { step, source } => Error::Unavailable { step, source },
-            other => other,
-        })
+        self.write(step, sql, params).await.map_err(unanswered)
+    }
+
+    /// The same, over the ledger's connections.
+    pub(super) async fn read_ledger(
+        &self,
+        step: &'static str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, Error> {
+        self.write_over(&self.ledger, step, sql, params).await.map_err(unanswered)
     }
 
     /// One statement, which is a transaction by itself. `Unknown` if it may have been committed.
@@ -79,7 +99,27 @@ impl ReplicaSet {
         sql: &str,
         params: Params<'_>,
     ) -> Result<Vec<Row>, Error> {
-        let client = self.pool.get().await.map_err(Error::unavailable(step))?;
+        self.write_over(&self.pool, step, sql, params).await
+    }
+
+    /// The same, over the ledger's connections.
+    pub(super) async fn write_ledger(
+        &self,
+        step: &'static str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, Error> {
+        self.write_over(&self.ledger, step, sql, params).await
+    }
+
+    async fn write_over(
+        &self,
+        pool: &Pool,
+        step: &'static str,
+        sql: &str,
+        params: Params<'_>,
+    ) -> Result<Vec<Row>, Error> {
+        let client = pool.get().await.map_err(Error::unavailable(step))?;
         let answer = self.hosts.timeouts.answer;
         let statement = match timeout(answer, client.prepare_cached(sql)).await {
             Ok(Ok(statement)) => statement,
@@ -110,6 +150,33 @@ impl ReplicaSet {
                 Err(Error::unknown(step)(late))
             }
         }
+    }
+
+    /// A transaction that changes a row and then copies others in, any number of them. False: the row was not there to be
+    /// changed, and nothing was written. `Unknown` if it may have been committed.
+    pub(super) async fn fill<const N: usize>(
+        &self,
+        step: &'static str,
+        filling: Filling<'_>,
+        rows: impl Iterator<Item = [Cell; N]> + Send,
+    ) -> Result<bool, Error> {
+        let mut client = self.ledger.get().await.map_err(Error::unavailable(step))?;
+        let failed = match filling.run(&mut client, self.hosts.timeouts.answer, rows).await {
+            Ok(filled) => return Ok(filled),
+            Err(failed) => failed,
+        };
+        Err(match failed {
+            Unfilled::Sql { error, committing } => {
+                let unknown = committing && !is_refusal(&error);
+                self.judge(client, &error);
+                if unknown { Error::unknown(step)(error) } else { Error::unavailable(step)(error) }
+            }
+            Unfilled::Late { committing } => {
+                self.leave(client);
+                let late = "the server did not answer in time";
+                if committing { Error::unknown(step)(late) } else { Error::unavailable(step)(late) }
+            }
+        })
     }
 
     /// Statements that are no transaction together; for migrations.
@@ -144,15 +211,89 @@ impl ReplicaSet {
         };
         if !stays {
             drop(Object::take(client));
-            self.pool.retain(|_, _| false);
+            self.forget_connections();
         }
     }
 
     /// The server does not answer: the next connection is tried elsewhere first.
     fn leave(&self, client: Object) {
         drop(Object::take(client));
-        self.pool.retain(|_, _| false);
+        self.forget_connections();
         self.hosts.first.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn forget_connections(&self) {
+        self.pool.retain(|_, _| false);
+        self.ledger.retain(|_, _| false);
+    }
+}
+
+/// What [`ReplicaSet::fill`] does.
+pub(super) struct Filling<'a> {
+    /// Changes one row, or none, and then that is all.
+    pub(super) gate: &'a str,
+    pub(super) params: Params<'a>,
+    pub(super) copy: &'a str,
+    pub(super) types: &'a [Type],
+}
+
+enum Unfilled {
+    Sql { error: tokio_postgres::Error, committing: bool },
+    Late { committing: bool },
+}
+
+impl Filling<'_> {
+    /// Dropped on the way, it is rolled back.
+    async fn run<const N: usize>(
+        self,
+        client: &mut Object,
+        answer: Duration,
+        rows: impl Iterator<Item = [Cell; N]> + Send,
+    ) -> Result<bool, Unfilled> {
+        let Filling { gate, params, copy, types } = self;
+        let transaction = soon(answer, client.transaction()).await?;
+        let gate = soon(answer, transaction.prepare_cached(gate)).await?;
+        if soon(answer, transaction.execute(&gate, params)).await? == 0 {
+            soon(answer, transaction.rollback()).await?;
+            return Ok(false);
+        }
+        let mut rows = rows.peekable();
+        // Each copy is a statement, and so within the server's limit for one.
+        while rows.peek().is_some() {
+            let sink = soon(answer, transaction.copy_in::<str, Bytes>(copy)).await?;
+            let mut writer = std::pin::pin!(BinaryCopyInWriter::new(sink, types));
+            let copying = async {
+                for row in rows.by_ref().take(COPIED_MAX) {
+                    let values = row.each_ref().map(|cell| cell as &(dyn ToSql + Sync));
+                    writer.as_mut().write(&values).await?;
+                }
+                writer.finish().await
+            };
+            soon(answer, copying).await?;
+        }
+        match timeout(answer, transaction.commit()).await {
+            Ok(Ok(())) => Ok(true),
+            Ok(Err(error)) => Err(Unfilled::Sql { error, committing: true }),
+            Err(_) => Err(Unfilled::Late { committing: true }),
+        }
+    }
+}
+
+async fn soon<T>(
+    answer: Duration,
+    asked: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, Unfilled> {
+    match timeout(answer, asked).await {
+        Ok(answered) => answered.map_err(|error| Unfilled::Sql { error, committing: false }),
+        Err(_) => Err(Unfilled::Late { committing: false }),
+    }
+}
+
+/// A read that was not answered has read nothing.
+fn unanswered(error: Error) -> Error {
+    match error {
+        Error::Unknown { step, source } => Error::Unavailable { step, source },
+        other => other,
     }
 }
 

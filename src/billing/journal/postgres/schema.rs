@@ -11,7 +11,9 @@ use super::replica_set::{DefineError, ReplicaSet};
 use crate::billing::journal::{BucketMap, Error};
 
 /// Each brings the schema one version further. Every statement may be repeated, and be run by two nodes at once.
-const MIGRATIONS: [&[&str]; 1] = [&[
+const MIGRATIONS: [&[&str]; 2] = [FIRST, LEDGER];
+
+const FIRST: &[&str] = &[
     // `payload` begins with the format version; `checksum` is the CRC-32 of shard, seq, epoch and payload.
     "create table if not exists journal (
         shard bigint not null, seq bigint not null, epoch bigint not null, checksum bigint not null,
@@ -32,7 +34,25 @@ const MIGRATIONS: [&[&str]; 1] = [&[
     "create table if not exists bucket (version bigint not null primary key, shards bigint[] not null)",
     "create table if not exists forefront_schema (
         version bigint not null primary key, replica_sets bigint not null, replica_set bigint not null)",
-]];
+];
+
+const LEDGER: &[&str] = &[
+    // The lines in the order in which histories are read. Money is in micro-units, times are microseconds since the epoch.
+    // `balance` to `overrun` are the account after the line; `stopped_velocity` is there while an order is on its way,
+    // `overrun` once it was answered. A `kind` of 9 or 10 is a move between shards.
+    "create table if not exists ledger (
+        shard bigint not null, account bigint not null, seq bigint not null, position bigint not null,
+        kind bigint not null, at bigint not null, amount bigint not null, charged bigint not null,
+        balance bigint not null, velocity bigint not null, version bigint not null, since bigint not null,
+        remainder bigint not null, stopped_velocity bigint, overrun bigint, key bytea,
+        primary key (shard, account, seq, position))",
+    // How far the ledger is, and under which epoch it may be written: what the lease is to the journal.
+    "create table if not exists projected (
+        shard bigint not null primary key, epoch bigint not null, seq bigint not null)",
+];
+
+/// For whoever reads; nothing here needs them, so a database that cannot have them is used all the same.
+const VIEWS: [&str; 2] = [include_str!("billing_ledger.sql"), include_str!("billing_accounts.sql")];
 
 const VERSION: i64 = MIGRATIONS.len() as i64;
 
@@ -62,6 +82,13 @@ pub(super) async fn prepare(set: &ReplicaSet, place: Place, shards: u32) -> Resu
         "adding leases",
         "insert into lease (shard, epoch, turn, seq, node, advertise, expires_at)
             select shard, 0, 0, 0, '', '', now() from unnest($1::bigint[]) as own (shard)
+            on conflict (shard) do nothing",
+        &[&own],
+    )
+    .await?;
+    set.read(
+        "adding what is projected",
+        "insert into projected (shard, epoch, seq) select shard, 0, 0 from unnest($1::bigint[]) as own (shard)
             on conflict (shard) do nothing",
         &[&own],
     )
@@ -112,6 +139,14 @@ async fn stored_is_current(set: &ReplicaSet, place: Place) -> Result<bool, Error
 async fn migrate(set: &ReplicaSet, place: Place) -> Result<(), DefineError> {
     for statement in MIGRATIONS.iter().flat_map(|migration| migration.iter()) {
         set.define(statement).await?;
+    }
+    for view in VIEWS {
+        match set.define(view).await {
+            Err(DefineError::Sql(code, cause)) if !is_race(&code) => {
+                tracing::warn!(error = %cause, "journal: a view for reports cannot be made in this database");
+            }
+            other => other?,
+        }
     }
     let stamp = format!(
         "insert into forefront_schema (version, replica_sets, replica_set) values ({VERSION}, {}, {})

@@ -55,14 +55,22 @@ impl Postgres {
     }
 
     pub(in crate::billing::journal) async fn snapshot(&self, shard: u32) -> Result<Option<Snapshot>, Error> {
-        let Some(mut heading) = self.newest_snapshot(shard).await? else { return Ok(None) };
+        self.snapshot_before(shard, u64::MAX).await
+    }
+
+    pub(in crate::billing::journal) async fn snapshot_before(
+        &self,
+        shard: u32,
+        seq: u64,
+    ) -> Result<Option<Snapshot>, Error> {
+        let Some(mut heading) = self.heading_before(shard, seq).await? else { return Ok(None) };
         loop {
             let problem = match self.assemble(shard, heading).await? {
                 Ok(snapshot) => return Ok(Some(snapshot)),
                 Err(problem) => problem,
             };
             // Its owner may have put a newer one in its place meanwhile, and have deleted the parts of this one.
-            match self.newest_snapshot(shard).await? {
+            match self.heading_before(shard, seq).await? {
                 Some(newer) if newer != heading => heading = newer,
                 _ => return Err(Error::Corrupt { shard, seq: heading.seq, what: problem }),
             }
@@ -70,9 +78,15 @@ impl Postgres {
     }
 
     pub(super) async fn newest_snapshot(&self, shard: u32) -> Result<Option<Heading>, Error> {
-        let sql = "select seq, epoch, checksum, parts from snapshot where shard = $1
+        self.heading_before(shard, u64::MAX).await
+    }
+
+    async fn heading_before(&self, shard: u32, seq: u64) -> Result<Option<Heading>, Error> {
+        let sql = "select seq, epoch, checksum, parts from snapshot where shard = $1 and seq <= $2
             order by seq desc, epoch desc limit 1";
-        let rows = self.set_of(shard)?.read("looking for a snapshot", sql, &[&i64::from(shard)]).await?;
+        let through = i64::try_from(seq).unwrap_or(i64::MAX);
+        let rows =
+            self.set_of(shard)?.read("looking for a snapshot", sql, &[&i64::from(shard), &through]).await?;
         rows.first()
             .map(|row| {
                 let (seq, epoch) = (number(row, 0)?, number(row, 1)?);
@@ -112,8 +126,10 @@ impl Postgres {
         through_seq: u64,
     ) -> Result<(), Error> {
         const STEP: &str = "truncating";
+        let projected = self.projected(shard).await?;
+        let Some(kept) = self.heading_before(shard, projected).await? else { return Ok(()) };
         let Some(newest) = self.newest_snapshot(shard).await? else { return Ok(()) };
-        let through = through_seq.min(newest.seq);
+        let through = through_seq.min(kept.seq);
         let (set, id) = (self.set_of(shard)?, i64::from(shard));
         loop {
             let sql = "select seq from journal where shard = $1 order by seq limit 1";
@@ -125,11 +141,15 @@ impl Postgres {
             let sql = "delete from journal where shard = $1 and seq <= $2";
             set.write(STEP, sql, &[&id, &signed(through.min(first + DELETED_MAX - 1))?]).await?;
         }
+        let params: [&(dyn ToSql + Sync); 5] =
+            [&id, &signed(newest.seq)?, &signed(newest.epoch)?, &signed(kept.seq)?, &signed(kept.epoch)?];
         for sql in [
-            "delete from snapshot where shard = $1 and (seq < $2 or (seq = $2 and epoch < $3))",
-            "delete from snapshot_part where shard = $1 and (seq < $2 or (seq = $2 and epoch < $3))",
+            "delete from snapshot where shard = $1 and (seq < $2 or (seq = $2 and epoch < $3))
+                and not (seq = $4 and epoch = $5)",
+            "delete from snapshot_part where shard = $1 and (seq < $2 or (seq = $2 and epoch < $3))
+                and not (seq = $4 and epoch = $5)",
         ] {
-            set.write(STEP, sql, &[&id, &signed(newest.seq)?, &signed(newest.epoch)?]).await?;
+            set.write(STEP, sql, &params).await?;
         }
         Ok(())
     }

@@ -27,7 +27,7 @@ const KEEPER: &str = r#"
     rm -rf "$home"
 "#;
 
-pub(super) struct Cluster {
+pub(in crate::billing) struct Cluster {
     /// Holds the sockets too.
     home: PathBuf,
     pub(super) port: u16,
@@ -45,7 +45,7 @@ impl Drop for Cluster {
 }
 
 /// The one for tests that need nothing of their own.
-pub(super) fn shared() -> &'static Cluster {
+pub(in crate::billing) fn shared() -> &'static Cluster {
     static SHARED: OnceLock<Cluster> = OnceLock::new();
     SHARED.get_or_init(|| Cluster::start(&[]))
 }
@@ -170,7 +170,7 @@ impl Cluster {
         format!("host={} port={} user=forefront dbname={database}", self.home.display(), self.port)
     }
 
-    pub(super) async fn client(&self, database: &str) -> tokio_postgres::Client {
+    pub(in crate::billing) async fn client(&self, database: &str) -> tokio_postgres::Client {
         let (client, connection) = tokio_postgres::connect(&self.connection(database), NoTls).await.unwrap();
         tokio::spawn(connection);
         client

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// In the payload of an append that a [`Plan`] is for.
+/// In the payload of an append that a [`Plan`] is for, unless another mark is given.
 pub(super) const MARK: &str = "cut here";
 
 const CHUNK_BYTES: usize = 64 << 10;
@@ -28,15 +28,21 @@ pub(super) struct Cutter {
 }
 
 struct Shared {
+    mark: &'static str,
     plan: Mutex<Plan>,
     held: Mutex<Vec<(TcpStream, Vec<u8>)>>,
 }
 
 impl Cutter {
     pub(super) async fn start(server_port: u16) -> Cutter {
+        Cutter::marking(server_port, MARK).await
+    }
+
+    /// For requests with another mark.
+    pub(super) async fn marking(server_port: u16, mark: &'static str) -> Cutter {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let shared = Arc::new(Shared { plan: Mutex::new(Plan::Pass), held: Mutex::default() });
+        let shared = Arc::new(Shared { mark, plan: Mutex::new(Plan::Pass), held: Mutex::default() });
         let of_all = Arc::clone(&shared);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -47,7 +53,7 @@ impl Cutter {
         Cutter { port, shared }
     }
 
-    /// For the next marked append, and none after it.
+    /// For the next marked request, and none after it.
     pub(super) fn plan(&self, plan: Plan) {
         *self.shared.plan.lock() = plan;
     }
@@ -72,7 +78,7 @@ async fn relay(mut client: TcpStream, mut server: TcpStream, shared: Arc<Shared>
                     Ok(length) if length > 0 => &asked[..length],
                     _ => return,
                 };
-                let marked = request.windows(MARK.len()).any(|window| window == MARK.as_bytes());
+                let marked = request.windows(shared.mark.len()).any(|window| window == shared.mark.as_bytes());
                 let plan = if marked { std::mem::replace(&mut *shared.plan.lock(), Plan::Pass) } else { Plan::Pass };
                 match plan {
                     Plan::LoseRequest => return,

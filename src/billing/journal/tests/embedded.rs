@@ -85,9 +85,15 @@ async fn child_that_writes_until_it_is_killed() {
     let journal = open(Path::new(&path)).await.unwrap();
     let lease = acquired(journal.acquire(0, &node("child"), LEASE).await.unwrap());
     let mut seq = lease.seq;
+    let mut projected = journal.claim(0, lease.epoch).await.unwrap();
     loop {
         seq += 1;
         journal.append(&batch(0, seq, lease.epoch)).await.unwrap();
+        if seq.is_multiple_of(9) {
+            let lines = (projected + 1..=seq).map(|seq| line(seq % 3, seq, 0)).collect();
+            journal.project(&stretch(0, lease.epoch, projected, seq), &Arc::new(lines)).await.unwrap();
+            projected = seq;
+        }
         let mut out = std::io::stdout().lock();
         writeln!(out, "acknowledged {seq}").unwrap();
         out.flush().unwrap();
@@ -144,6 +150,15 @@ async fn what_was_acknowledged_survives_kills() {
         assert!(last >= acknowledged, "kill {kill}: {acknowledged} was acknowledged, {last} is the last");
         assert!(last <= acknowledged + 1, "kill {kill}: {last} was never written");
         assert!(batches.iter().all(|batch| batch.payload == payload(0, batch.seq)));
+        let lease = acquired(journal.acquire(0, &node("parent"), LEASE).await.unwrap());
+        let projected = journal.claim(0, lease.epoch).await.unwrap();
+        assert!(projected <= last, "kill {kill}: the ledger stands at {projected}, the journal at {last}");
+        for account in 0..3 {
+            let lines: Vec<Line> =
+                history_of(&journal, 0, account, 500).await.iter().map(|entry| entry.line).collect();
+            let expected = (1..=projected).rev().filter(|seq| seq % 3 == account);
+            assert!(expected.map(|seq| line(account, seq, 0)).eq(lines), "kill {kill}: account {account}");
+        }
         acknowledged = last;
     }
     println!("{KILLS} kills, {acknowledged} batches");

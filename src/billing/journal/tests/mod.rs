@@ -1,9 +1,10 @@
 //! Both engines through one suite, and each through what only it can suffer.
 
-mod cluster;
+pub(in crate::billing) mod cluster;
 mod cutter;
 mod embedded;
 mod failover;
+mod ledger;
 mod postgres;
 mod suite;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::*;
+use crate::billing::domain::{EventKind, Key, Money, Row, Stage, Velocity};
 
 const LEASE: Duration = Duration::from_millis(400);
 
@@ -61,26 +63,76 @@ async fn read_all(journal: &Journal, shard: u32, after_seq: u64) -> Vec<Batch> {
     }
 }
 
-/// A place where nodes can open one journal.
-enum Bed {
+fn row(account: u64, balance: i64, since: u64) -> Row {
+    let stage = Stage::Open { balance: Money::new(balance), remainder: 0 };
+    Row { id: account, velocity: Velocity::ZERO, version: 1, since: Micros::new(since), stage }
+}
+
+/// A line that its place alone determines.
+fn line(account: u64, seq: u64, position: u32) -> Line {
+    let after = row(account, (seq * 10 + u64::from(position)) as i64, seq * 1000 + u64::from(position));
+    Line {
+        seq,
+        position,
+        kind: LineKind::Event(EventKind::MoneyAdded),
+        at: after.since,
+        amount: Money::new(7),
+        charged: Money::new(seq as i64),
+        after,
+        key: Key::new(format!("{seq}/{position}").as_bytes()),
+    }
+}
+
+fn stretch(shard: u32, epoch: u64, after: u64, through: u64) -> Stretch {
+    Stretch { shard, epoch, after, through }
+}
+
+/// Moves the ledger, without lines.
+async fn project_nothing(journal: &Journal, shard: u32, epoch: u64, through: u64) {
+    let after = journal.claim(shard, epoch).await.unwrap();
+    journal.project(&stretch(shard, epoch, after, through), &Arc::default()).await.unwrap();
+}
+
+/// The whole history, newest first, by pages of this size.
+pub(in crate::billing) async fn history_of(
+    journal: &Journal,
+    shard: u32,
+    account: u64,
+    page: usize,
+) -> Vec<Entry> {
+    let (mut entries, mut before) = (Vec::new(), None);
+    loop {
+        let History { entries: some, next, whole } =
+            journal.history(shard, account, before, page).await.unwrap();
+        assert!(whole && some.len() <= page, "{} of {page}", some.len());
+        entries.extend(some);
+        before = next;
+        if before.is_none() {
+            return entries;
+        }
+    }
+}
+
+/// A place where nodes can open one journal of three shards.
+pub(in crate::billing) enum Bed {
     Embedded { directory: tempfile::TempDir, time_ms: Arc<AtomicU64>, journal: Journal },
     Postgres { database: String },
 }
 
 impl Bed {
-    async fn embedded() -> Bed {
+    pub(in crate::billing) async fn embedded() -> Bed {
         let directory = tempfile::tempdir().unwrap();
         let time_ms = Arc::new(AtomicU64::new(0));
         let journal = open_embedded(directory.path(), &time_ms).await.unwrap();
         Bed::Embedded { directory, time_ms, journal }
     }
 
-    async fn postgres() -> Bed {
+    pub(in crate::billing) async fn postgres() -> Bed {
         Bed::Postgres { database: cluster::shared().database().await }
     }
 
     /// The journal as another node opens it. The embedded one has one node, so that is the same again.
-    async fn node(&self) -> Journal {
+    pub(in crate::billing) async fn node(&self) -> Journal {
         match self {
             Bed::Embedded { journal, .. } => journal.clone(),
             Bed::Postgres { database } => {
@@ -103,6 +155,17 @@ impl Bed {
         };
         let journal = bed.node().await;
         (bed, journal)
+    }
+
+    /// The embedded journal after its ledger was taken away while no node ran.
+    pub(in crate::billing) async fn without_ledger(self) -> (Bed, Journal) {
+        let Bed::Embedded { directory, time_ms, journal } = self else {
+            panic!("it has tables, not a directory")
+        };
+        drop(journal);
+        std::fs::remove_dir_all(directory.path().join("ledger")).unwrap();
+        let journal = open_embedded(directory.path(), &time_ms).await.unwrap();
+        (Bed::Embedded { directory, time_ms, journal: journal.clone() }, journal)
     }
 
     /// Lets the lease of a shard run out.

@@ -159,6 +159,7 @@ async fn a_snapshot_stands_for_the_batches_before_it(bed: Bed) {
     journal.put_snapshot(&snapshot(20, b"twenty")).await.unwrap();
     assert_eq!(journal.snapshot(0).await.unwrap(), Some(snapshot(20, b"twenty")));
     assert_eq!(read_all(&journal, 0, 0).await.len(), 30, "not truncated yet");
+    project_nothing(&journal, 0, epoch, 30).await;
     journal.truncate(0, 25).await.unwrap();
     assert_eq!(read_all(&journal, 0, 20).await.len(), 10);
     let gone = journal.read(0, 5, 1000).await;
@@ -272,6 +273,7 @@ async fn shards_know_nothing_of_each_other(bed: Bed) {
             }
             let snapshot = Snapshot { shard, seq: 10, epoch, payload: payload(shard, 10) };
             journal.put_snapshot(&snapshot).await.unwrap();
+            project_nothing(&journal, shard, epoch, 40).await;
             journal.truncate(shard, 10).await.unwrap();
         })
     });

@@ -1,0 +1,266 @@
+//! The ledger: a line for each event of an account, with the account as it was after it. It is derived from the batches by
+//! whoever owns the shard, and read without them.
+//!
+//! The newest line of an account in a shard is the account; so there is no second table to be kept in step with it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::{Error, Journal};
+use crate::billing::domain::{Event, EventKind, Key, Micros, Money, Row};
+
+/// The batches after `after`, up to and with `through`, as the owner with this epoch has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stretch {
+    pub shard: u32,
+    pub epoch: u64,
+    pub after: u64,
+    pub through: u64,
+}
+
+/// What one event, or one move, did to one account. (shard, account, seq, position) is its identity for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// The batch.
+    pub seq: u64,
+    /// Within the batch: twice the command's place, and one more for a command's second event.
+    pub position: u32,
+    pub kind: LineKind,
+    pub at: Micros,
+    pub amount: Money,
+    pub charged: Money,
+    /// The account after it.
+    pub after: Row,
+    /// The command's, if it had one.
+    pub key: Option<Key>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineKind {
+    Event(EventKind),
+    /// The account as a snapshot had it: what was before is not in the ledger.
+    Carried,
+    /// The account came from another shard, where the lines before this one are.
+    Adopted,
+    /// The account went to another shard.
+    Released,
+}
+
+/// Their places are stored: only append.
+const KINDS: [LineKind; 10] = [
+    LineKind::Event(EventKind::Created),
+    LineKind::Event(EventKind::MoneyAdded),
+    LineKind::Event(EventKind::Withdrawn),
+    LineKind::Event(EventKind::VelocityChanged),
+    LineKind::Event(EventKind::Depleted),
+    LineKind::Event(EventKind::Spared),
+    LineKind::Event(EventKind::Delivered),
+    LineKind::Carried,
+    LineKind::Adopted,
+    LineKind::Released,
+];
+
+impl LineKind {
+    pub(super) const ADOPTED: u8 = 9;
+    pub(super) const RELEASED: u8 = 10;
+
+    /// From 1.
+    pub(super) fn code(self) -> u8 {
+        KINDS.iter().position(|kind| *kind == self).map_or(0, |place| place as u8 + 1)
+    }
+
+    pub(super) fn from_code(code: u8) -> Option<LineKind> {
+        KINDS.get(usize::from(code).checked_sub(1)?).copied()
+    }
+}
+
+impl Line {
+    pub fn of_event(seq: u64, position: u32, key: Option<Key>, event: &Event) -> Line {
+        let Event { kind, at, amount, charged, after } = *event;
+        Line { seq, position, kind: LineKind::Event(kind), at, amount, charged, after, key }
+    }
+
+    /// Of an account that came, went or was carried over as it was.
+    pub fn of_row(seq: u64, position: u32, kind: LineKind, at: Micros, after: Row) -> Line {
+        Line { seq, position, kind, at, amount: Money::ZERO, charged: Money::ZERO, after, key: None }
+    }
+}
+
+/// A line and the shard that wrote it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub shard: u32,
+    pub line: Line,
+}
+
+/// The place of a line in the history of its account; what comes after it in a listing is older. It stays right whatever is
+/// written or forgotten. Its text is nobody else's business.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    pub(super) shard: u32,
+    pub(super) seq: u64,
+    pub(super) position: u32,
+}
+
+impl From<&Entry> for Cursor {
+    fn from(entry: &Entry) -> Cursor {
+        Cursor { shard: entry.shard, seq: entry.line.seq, position: entry.line.position }
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}-{:x}-{:x}", self.shard, self.seq, self.position)
+    }
+}
+
+/// No text that [`Cursor`] wrote.
+#[derive(Debug, thiserror::Error)]
+#[error("this is no cursor of a history")]
+pub struct NoCursor;
+
+impl FromStr for Cursor {
+    type Err = NoCursor;
+
+    fn from_str(text: &str) -> Result<Cursor, NoCursor> {
+        let mut parts = text.split('-').map(|part| {
+            let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+            digits.then(|| u64::from_str_radix(part, 16).ok()).flatten().ok_or(NoCursor)
+        });
+        let mut next = || parts.next().unwrap_or(Err(NoCursor));
+        let (shard, seq, position) = (next()?, next()?, next()?);
+        match (parts.next(), u32::try_from(shard), u32::try_from(position)) {
+            (None, Ok(shard), Ok(position)) => Ok(Cursor { shard, seq, position }),
+            _ => Err(NoCursor),
+        }
+    }
+}
+
+/// Which lines to forget: a bounded piece of all accounts of a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sweep {
+    pub shard: u32,
+    /// Those from before this time.
+    pub before: Micros,
+    /// Of accounts beyond this one, at most so many, and of each at most so many lines.
+    pub after: Option<u64>,
+    pub accounts: usize,
+    pub lines: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Swept {
+    /// The last account that was looked at; None: there was none.
+    pub last: Option<u64>,
+    pub lines: u64,
+    /// An account has more than was asked for: the same is to be asked again.
+    pub more: bool,
+}
+
+/// A piece of an account's history, newest first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct History {
+    pub entries: Vec<Entry>,
+    /// Where to go on; None: this was all.
+    pub next: Option<Cursor>,
+    /// False: the shard that had the account before has not projected all of that yet, so something is left out.
+    pub whole: bool,
+}
+
+impl Journal {
+    /// Lines of an account that `shard` has now, before `before` or from the newest on, through every shard that had it. A
+    /// page costs as much as it is long, however long the history. Errors: `Unavailable`, `Corrupt`, `Damaged`.
+    pub async fn history(
+        &self,
+        shard: u32,
+        account: u64,
+        before: Option<Cursor>,
+        limit: usize,
+    ) -> Result<History, Error> {
+        let mut place = before.unwrap_or(Cursor { shard, seq: u64::MAX, position: u32::MAX });
+        let mut history = History { entries: Vec::new(), next: None, whole: true };
+        // One more than asked for tells whether there is more.
+        let enough = limit.saturating_add(1);
+        'pages: while history.entries.len() < enough {
+            let wanted = enough - history.entries.len();
+            let lines = self.lines(account, place, wanted).await?;
+            let last = lines.len() < wanted;
+            for line in lines {
+                let entry = Entry { shard: place.shard, line };
+                place = Cursor::from(&entry);
+                match line.kind {
+                    LineKind::Event(_) | LineKind::Carried => history.entries.push(entry),
+                    LineKind::Released => {}
+                    LineKind::Adopted => {
+                        let (maker, whole) = self.before_the_move(&entry).await?;
+                        history.whole &= whole;
+                        let Some(maker) = maker else { break 'pages };
+                        place = Cursor::from(&maker);
+                        history.entries.push(maker);
+                        continue 'pages;
+                    }
+                }
+            }
+            if last {
+                break;
+            }
+        }
+        if history.entries.len() > limit {
+            history.entries.truncate(limit);
+            history.next = history.entries.last().map(Cursor::from);
+        }
+        Ok(history)
+    }
+
+    /// The line that made the account what it was when it was adopted, wherever that is; and whether nothing is left out.
+    ///
+    /// It is known by the account itself: a row has the time of its last change, and no two changes give equal rows.
+    async fn before_the_move(&self, adopted: &Entry) -> Result<(Option<Entry>, bool), Error> {
+        let (row, place) = (adopted.line.after, Cursor::from(adopted));
+        if let Some(maker) = self.find_line(&row, Left::Told, place).await? {
+            return Ok((Some(maker), true));
+        }
+        // Forgotten, if the shard that had it has told of the release; otherwise yet to come.
+        let released = self.find_line(&row, Left::Released, place).await?;
+        Ok((None, released.is_some()))
+    }
+}
+
+/// Which lines of an account are searched for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Left {
+    /// Those that a history shows.
+    Told,
+    Released,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_stored_and_never_change() {
+        let codes: Vec<u8> = KINDS.iter().map(|kind| kind.code()).collect();
+        assert_eq!(codes, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(LineKind::Event(EventKind::Withdrawn).code(), 3);
+        assert_eq!(LineKind::from_code(LineKind::ADOPTED), Some(LineKind::Adopted));
+        assert_eq!(LineKind::from_code(LineKind::RELEASED), Some(LineKind::Released));
+        assert!(codes.iter().all(|code| LineKind::from_code(*code).map(LineKind::code) == Some(*code)));
+        assert_eq!((LineKind::from_code(0), LineKind::from_code(11)), (None, None));
+    }
+
+    #[test]
+    fn only_a_cursor_is_a_cursor() {
+        for cursor in [
+            Cursor { shard: 0, seq: 1, position: 0 },
+            Cursor { shard: u32::MAX, seq: u64::MAX, position: u32::MAX },
+        ] {
+            assert_eq!(cursor.to_string().parse::<Cursor>().ok(), Some(cursor));
+        }
+        for bad in
+            ["", "1", "1-2", "1-2-3-4", "1-2-", "-1-2", "1--2", "+1-2-3", "g-1-2", "1-2-100000000", " 1-2-3"]
+        {
+            assert!(bad.parse::<Cursor>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,531 @@
+//! The ledger, on both engines and in what each alone can suffer.
+
+use crate::billing::domain::AccountsDigest;
+
+use super::cutter::{Cutter, Plan};
+use super::*;
+
+macro_rules! on_both_engines {
+    ($($name:ident,)*) => {
+        mod with_embedded {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(super::Bed::embedded().await).await;
+            })*
+        }
+        mod with_postgres {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(super::Bed::postgres().await).await;
+            })*
+        }
+    };
+}
+
+on_both_engines! {
+    a_line_is_written_once_and_in_its_order,
+    an_owner_whose_time_is_over_writes_no_line,
+    a_history_is_paged_from_the_newest_while_lines_come,
+    whatever_a_line_holds_comes_back,
+    a_history_goes_through_every_shard_that_had_the_account,
+    accounts_are_the_newest_lines,
+    a_snapshot_is_carried_over_whole,
+    nothing_is_truncated_that_the_ledger_still_needs,
+    old_lines_are_forgotten_and_accounts_are_not,
+    the_ledger_is_there_after_a_restart,
+}
+
+async fn append_to(journal: &Journal, shard: u32, last: u64) -> u64 {
+    let lease = acquired(journal.acquire(shard, &node("a"), LEASE * 50).await.unwrap());
+    for seq in lease.seq + 1..=last {
+        journal.append(&batch(shard, seq, lease.epoch)).await.unwrap();
+    }
+    lease.epoch
+}
+
+async fn project(journal: &Journal, stretch: Stretch, lines: Vec<Line>) {
+    journal.project(&stretch, &Arc::new(lines)).await.unwrap();
+}
+
+fn places(entries: &[Entry]) -> Vec<(u32, u64, u32)> {
+    entries.iter().map(|entry| (entry.shard, entry.line.seq, entry.line.position)).collect()
+}
+
+async fn accounts_of(journal: &Journal, shard: u32) -> Vec<Row> {
+    let (mut all, mut after): (Vec<Row>, _) = (Vec::new(), None);
+    loop {
+        let page = journal.projected_accounts(shard, after, 3).await.unwrap();
+        let Some(last) = page.last() else { return all };
+        after = Some(last.id);
+        all.extend(page);
+    }
+}
+
+async fn a_line_is_written_once_and_in_its_order(bed: Bed) {
+    let journal = bed.node().await;
+    let epoch = append_to(&journal, 0, 9).await;
+    assert_eq!(journal.claim(0, epoch).await.unwrap(), 0);
+    let first = Arc::new(vec![line(4, 1, 0), line(5, 1, 2), line(4, 2, 0), line(4, 2, 1)]);
+    for _ in 0..3 {
+        // As after an answer that was lost.
+        journal.project(&stretch(0, epoch, 0, 2), &first).await.unwrap();
+    }
+    for wrong in [stretch(0, epoch, 0, 3), stretch(0, epoch, 1, 4), stretch(0, epoch, 3, 5)] {
+        let refused = journal.project(&wrong, &first).await;
+        assert!(
+            matches!(refused, Err(Error::OutOfOrder { shard: 0, expected: 3 })),
+            "{wrong:?}: {refused:?}"
+        );
+    }
+    project(&journal, stretch(0, epoch, 2, 7), vec![line(4, 5, 6)]).await;
+    project(&journal, stretch(0, epoch, 7, 8), vec![]).await;
+    assert_eq!(journal.claim(0, epoch).await.unwrap(), 8);
+    let four = history_of(&journal, 0, 4, 100).await;
+    assert_eq!(places(&four), [(0, 5, 6), (0, 2, 1), (0, 2, 0), (0, 1, 0)]);
+    assert_eq!(four[2].line, first[2]);
+    assert_eq!(places(&history_of(&journal, 0, 5, 100).await), [(0, 1, 2)]);
+    assert_eq!(history_of(&journal, 0, 6, 100).await, []);
+}
+
+async fn an_owner_whose_time_is_over_writes_no_line(bed: Bed) {
+    let (old, new) = (bed.node().await, bed.node().await);
+    let first = append_to(&old, 0, 5).await;
+    let early = old.claim(0, first + 1).await;
+    assert!(matches!(early, Err(Error::Fenced { .. })), "{early:?}");
+    old.claim(0, first).await.unwrap();
+    project(&old, stretch(0, first, 0, 1), vec![line(4, 1, 0)]).await;
+    old.release(0, first, None).await.unwrap();
+    let second = append_to(&new, 0, 5).await;
+    // What is durable may be projected until the next owner's projector comes.
+    project(&old, stretch(0, first, 1, 2), vec![line(4, 2, 0)]).await;
+    assert_eq!(new.claim(0, second).await.unwrap(), 2);
+    for refused in [
+        old.project(&stretch(0, first, 2, 3), &Arc::new(vec![line(4, 3, 0)])).await,
+        // Even what is written already.
+        old.project(&stretch(0, first, 1, 2), &Arc::default()).await,
+        old.carry(&stretch(0, first, 2, 5), Micros::ZERO, std::iter::empty()).await,
+        old.claim(0, first).await.map(drop),
+    ] {
+        assert!(matches!(refused, Err(Error::Fenced { shard: 0, epoch }) if epoch == second), "{refused:?}");
+    }
+    project(&new, stretch(0, second, 2, 3), vec![line(4, 3, 0)]).await;
+    assert_eq!(places(&history_of(&new, 0, 4, 2).await), [(0, 3, 0), (0, 2, 0), (0, 1, 0)]);
+}
+
+async fn a_history_is_paged_from_the_newest_while_lines_come(bed: Bed) {
+    let journal = bed.node().await;
+    let epoch = append_to(&journal, 1, 60).await;
+    journal.claim(1, epoch).await.unwrap();
+    let of = |account: u64, seq: u64| (0..3).map(move |position| line(account, seq, position));
+    let mut at = 0;
+    let mut pages = Vec::new();
+    let mut before = None;
+    // Two more batches before each page, which the pages must not see.
+    let first: Vec<Line> = (1..=20).flat_map(|seq| of(8, seq).chain(of(9, seq))).collect();
+    project(&journal, stretch(1, epoch, at, 20), first).await;
+    at = 20;
+    loop {
+        let page = journal.history(1, 8, before, 7).await.unwrap();
+        assert!(page.whole);
+        pages.extend(page.entries);
+        let text = page.next.map(|next| next.to_string());
+        before = text.map(|text| text.parse().unwrap());
+        if before.is_none() {
+            break;
+        }
+        project(&journal, stretch(1, epoch, at, at + 2), of(8, at + 1).chain(of(8, at + 2)).collect()).await;
+        at += 2;
+    }
+    let expected = (1..=20).rev().flat_map(|seq| (0..3).rev().map(move |position| (1, seq, position)));
+    assert_eq!(places(&pages), expected.collect::<Vec<_>>());
+    assert_eq!(history_of(&journal, 1, 8, 7).await.len() as u64, at * 3);
+    // Exactly full pages end without an empty one.
+    let all = journal.history(1, 9, None, 60).await.unwrap();
+    assert_eq!((all.entries.len(), all.next), (60, None));
+}
+
+async fn whatever_a_line_holds_comes_back(bed: Bed) {
+    let journal = bed.node().await;
+    let epoch = append_to(&journal, 0, 3).await;
+    journal.claim(0, epoch).await.unwrap();
+    let stages = [
+        Stage::Open { balance: Money::MAX, remainder: 999_999 },
+        Stage::Open { balance: Money::ZERO, remainder: 0 },
+        Stage::Stopped { velocity: Velocity::MAX },
+        Stage::Stopped { velocity: Velocity::ZERO },
+        Stage::Delivered { overrun: Money::MAX },
+        Stage::Delivered { overrun: Money::ZERO },
+    ];
+    let kinds = [
+        EventKind::Created,
+        EventKind::MoneyAdded,
+        EventKind::Withdrawn,
+        EventKind::VelocityChanged,
+        EventKind::Depleted,
+        EventKind::Spared,
+        EventKind::Delivered,
+    ];
+    let mut keys: Vec<Option<Key>> =
+        vec![None, Key::new(&[0; 64]), Key::new(&[255]), Key::new("é'\\\n".as_bytes())];
+    keys.extend((1..64).map(|length| Key::new(&vec![length; usize::from(length)])));
+    let mut lines = Vec::new();
+    for (at, key) in keys.iter().enumerate() {
+        let after = Row {
+            id: u64::MAX,
+            velocity: [Velocity::MAX, Velocity::ZERO][at % 2],
+            version: [1, u32::MAX][at % 2],
+            since: [Micros::MAX, Micros::ZERO][at % 2],
+            stage: stages[at % stages.len()],
+        };
+        let (seq, position) = (2, at as u32);
+        let kind = LineKind::Event(kinds[at % kinds.len()]);
+        let (at, amount, charged) = (after.since, Money::MAX, Money::new(1));
+        lines.push(Line { seq, position, kind, at, amount, charged, after, key: *key });
+    }
+    lines.push(Line::of_row(3, u32::MAX, LineKind::Carried, Micros::new(5), lines[0].after));
+    project(&journal, stretch(0, epoch, 0, 3), lines.clone()).await;
+    lines.reverse();
+    let found: Vec<Line> =
+        history_of(&journal, 0, u64::MAX, 10).await.iter().map(|entry| entry.line).collect();
+    assert_eq!(found, lines);
+}
+
+/// What moving an account leaves behind: its last line in one shard, its first in the next.
+fn moves(seq: u64, row: Row) -> [Line; 2] {
+    [LineKind::Released, LineKind::Adopted].map(|kind| Line::of_row(seq, 0, kind, Micros::new(seq), row))
+}
+
+async fn a_history_goes_through_every_shard_that_had_the_account(bed: Bed) {
+    let journal = bed.node().await;
+    let mut epochs = Vec::new();
+    for shard in 0..3 {
+        epochs.push(append_to(&journal, shard, 50).await);
+        journal.claim(shard, epochs[shard as usize]).await.unwrap();
+    }
+    let put = async |shard: u32, after: u64, through: u64, lines: Vec<Line>| {
+        project(&journal, stretch(shard, epochs[shard as usize], after, through), lines).await;
+    };
+    // Shard 0, then 1, then 0 again, then 2, where nothing happens, then 1 again.
+    let told = |seq: u64| line(7, seq, 0);
+    let [first_left, first_came] = moves(11, told(10).after);
+    put(0, 0, 20, vec![told(1), told(10), first_left, line(8, 11, 2)]).await;
+    // The shard it came from is not as far yet.
+    let [second_left, second_came] = moves(16, told(15).after);
+    let [third_left, third_came] = moves(23, told(22).after);
+    let [fourth_left, fourth_came] = moves(25, told(22).after);
+    put(1, 0, 17, vec![first_came, told(15)]).await;
+    put(0, 20, 24, vec![Line { seq: 21, ..second_came }, told(22)]).await;
+    let mut late = journal.history(0, 7, None, 10).await.unwrap();
+    assert_eq!(places(&late.entries), [(0, 22, 0), (1, 15, 0), (0, 10, 0), (0, 1, 0)]);
+    assert!(late.whole && late.next.is_none(), "{late:?}");
+    put(2, 0, 30, vec![Line { seq: 24, ..third_came }]).await;
+    put(2, 30, 31, vec![Line { seq: 31, ..fourth_left }]).await;
+    put(1, 17, 35, vec![second_left, Line { seq: 30, ..fourth_came }, told(33)]).await;
+    put(0, 24, 25, vec![third_left]).await;
+    let expected = [(1, 33, 0), (0, 22, 0), (1, 15, 0), (0, 10, 0), (0, 1, 0)];
+    for page in [1, 2, 3, 100] {
+        assert_eq!(places(&history_of(&journal, 1, 7, page).await), expected, "pages of {page}");
+    }
+    // Another account arrives before its past does.
+    let [left, came] = moves(37, line(9, 36, 0).after);
+    put(1, 35, 39, vec![came, line(9, 38, 0)]).await;
+    late = journal.history(1, 9, None, 10).await.unwrap();
+    assert_eq!((places(&late.entries), late.next, late.whole), (vec![(1, 38, 0)], None, false));
+    put(0, 25, 36, vec![line(9, 36, 0)]).await;
+    assert_eq!(places(&history_of(&journal, 1, 9, 10).await), [(1, 38, 0), (0, 36, 0)]);
+    put(0, 36, 37, vec![left]).await;
+    // A stopped account changes without a new time, here and there.
+    let stopped = |shard, seq, velocity| {
+        let stage = Stage::Stopped { velocity: Velocity::MAX };
+        let after = Row { velocity: Velocity::new(velocity), stage, ..row(10, 0, 77) };
+        (shard, Line { after, ..line(10, seq, 0) })
+    };
+    let changes = [stopped(0, 38, 1), stopped(1, 41, 2), stopped(0, 41, 3)];
+    let [first_left, first_came] = moves(39, changes[0].1.after);
+    let [second_left, second_came] = moves(40, changes[1].1.after);
+    put(1, 39, 43, vec![first_came, changes[1].1, Line { seq: 43, ..second_left }]).await;
+    put(0, 37, 41, vec![changes[0].1, first_left, second_came, changes[2].1]).await;
+    let found = history_of(&journal, 0, 10, 1).await;
+    assert_eq!(places(&found), [(0, 41, 0), (1, 41, 0), (0, 38, 0)]);
+    // And is whole without what was forgotten.
+    let sweep = Sweep { shard: 0, before: Micros::MAX, after: None, accounts: 100, lines: 100 };
+    assert_eq!(journal.forget_lines(&sweep).await.unwrap().last, Some(10));
+    assert_eq!(places(&history_of(&journal, 1, 9, 10).await), [(1, 38, 0)]);
+}
+
+async fn accounts_are_the_newest_lines(bed: Bed) {
+    let journal = bed.node().await;
+    let epoch = append_to(&journal, 2, 30).await;
+    journal.claim(2, epoch).await.unwrap();
+    let ids = [0, 1, 7, i64::MAX as u64, i64::MAX as u64 + 1, u64::MAX - 1, u64::MAX];
+    let mut lines: Vec<Line> =
+        (1..=20).flat_map(|seq| ids.map(|id| line(id, seq, (id % 9) as u32))).collect();
+    lines.push(Line::of_row(21, 0, LineKind::Released, Micros::ZERO, line(7, 20, 0).after));
+    lines.push(Line::of_row(22, 0, LineKind::Adopted, Micros::ZERO, row(100, 5, 5)));
+    project(&journal, stretch(2, epoch, 0, 22), lines).await;
+    let newest = |id: u64| line(id, 20, (id % 9) as u32).after;
+    let mut expected: Vec<Row> = ids.iter().filter(|id| **id != 7).map(|id| newest(*id)).collect();
+    expected.insert(2, row(100, 5, 5));
+    let found = accounts_of(&journal, 2).await;
+    assert_eq!(found, expected);
+    let digest = |rows: &[Row]| {
+        let mut digest = AccountsDigest::new();
+        rows.iter().for_each(|row| digest.add(row));
+        digest.finish()
+    };
+    assert_eq!(digest(&found), digest(&expected));
+    assert_eq!(journal.projected_accounts(2, Some(u64::MAX), 9).await.unwrap(), []);
+    assert_eq!(accounts_of(&journal, 1).await, []);
+}
+
+async fn a_snapshot_is_carried_over_whole(bed: Bed) {
+    // More than one statement, or one write, holds.
+    const ACCOUNTS: u64 = 40_000;
+    let journal = bed.node().await;
+    let epoch = append_to(&journal, 0, 9).await;
+    journal.claim(0, epoch).await.unwrap();
+    project(&journal, stretch(0, epoch, 0, 2), vec![line(3, 2, 0)]).await;
+    let rows = || (0..ACCOUNTS).map(|id| row(id, id as i64, 1));
+    for _ in 0..2 {
+        journal.carry(&stretch(0, epoch, 2, 8), Micros::new(77), rows()).await.unwrap();
+    }
+    assert_eq!(journal.claim(0, epoch).await.unwrap(), 8);
+    let entries = history_of(&journal, 0, 3, 10).await;
+    assert_eq!(places(&entries), [(0, 8, 0), (0, 2, 0)]);
+    assert_eq!(entries[0].line, Line::of_row(8, 0, LineKind::Carried, Micros::new(77), row(3, 3, 1)));
+    assert!(journal.projected_accounts(0, None, 50_000).await.unwrap().into_iter().eq(rows()));
+    project(&journal, stretch(0, epoch, 8, 9), vec![line(3, 9, 0)]).await;
+    assert_eq!(places(&history_of(&journal, 0, 3, 1).await), [(0, 9, 0), (0, 8, 0), (0, 2, 0)]);
+}
+
+async fn nothing_is_truncated_that_the_ledger_still_needs(bed: Bed) {
+    let journal = bed.node().await;
+    let epoch = append_to(&journal, 0, 50).await;
+    let snapshot = |seq| Snapshot { shard: 0, seq, epoch, payload: payload(0, seq) };
+    let first_left = async || match journal.read(0, 0, 1).await {
+        Ok(batches) => batches[0].seq,
+        Err(Error::Truncated { .. }) => {
+            let all = futures::future::join_all((0..50).map(|seq| journal.read(0, seq, 1))).await;
+            all.into_iter().flatten().next().unwrap()[0].seq
+        }
+        Err(error) => panic!("{error:?}"),
+    };
+    journal.put_snapshot(&snapshot(10)).await.unwrap();
+    journal.truncate(0, 50).await.unwrap();
+    assert_eq!(first_left().await, 1, "the ledger is at the beginning");
+    assert_eq!(journal.snapshot_before(0, 9).await.unwrap(), None);
+    project_nothing(&journal, 0, epoch, 15).await;
+    journal.put_snapshot(&snapshot(20)).await.unwrap();
+    journal.put_snapshot(&snapshot(30)).await.unwrap();
+    journal.put_snapshot(&snapshot(40)).await.unwrap();
+    journal.truncate(0, 50).await.unwrap();
+    assert_eq!(first_left().await, 11);
+    assert_eq!(journal.snapshot_before(0, 15).await.unwrap(), Some(snapshot(10)));
+    assert_eq!(
+        journal.snapshot_before(0, 39).await.unwrap(),
+        Some(snapshot(10)),
+        "those between stand for nothing"
+    );
+    assert_eq!(journal.snapshot(0).await.unwrap(), Some(snapshot(40)));
+    project_nothing(&journal, 0, epoch, 40).await;
+    journal.truncate(0, 35).await.unwrap();
+    assert_eq!(first_left().await, 36);
+    assert_eq!(journal.snapshot_before(0, 39).await.unwrap(), None);
+    assert_eq!(journal.snapshot_before(0, 40).await.unwrap(), Some(snapshot(40)));
+}
+
+async fn old_lines_are_forgotten_and_accounts_are_not(bed: Bed) {
+    let journal = bed.node().await;
+    let epoch = append_to(&journal, 0, 30).await;
+    journal.claim(0, epoch).await.unwrap();
+    // Account 1 has 20 lines, 2 is old as a whole, 3 is young, the last one is beyond signed numbers.
+    let mut lines: Vec<Line> = (1..=20).map(|seq| line(1, seq, 0)).collect();
+    lines.extend([line(2, 3, 0), line(2, 4, 0), line(3, 18, 0), line(u64::MAX, 1, 0), line(u64::MAX, 19, 0)]);
+    project(&journal, stretch(0, epoch, 0, 20), lines).await;
+    let before = accounts_of(&journal, 0).await;
+    let mut sweep = Sweep { shard: 0, before: Micros::new(15_000), after: None, accounts: 2, lines: 10 };
+    let mut rounds = Vec::new();
+    loop {
+        let swept = journal.forget_lines(&sweep).await.unwrap();
+        rounds.push((swept.last, swept.lines, swept.more));
+        match swept {
+            Swept { last: None, .. } => break,
+            Swept { more: true, .. } => {}
+            Swept { last, .. } => sweep.after = last,
+        }
+    }
+    let told: u64 = rounds.iter().map(|(_, lines, _)| lines).sum();
+    assert_eq!(told, 14 + 1 + 1, "{rounds:?}");
+    assert!(rounds[0].2 && rounds.iter().all(|(_, lines, _)| *lines <= 12), "{rounds:?}");
+    assert_eq!(accounts_of(&journal, 0).await, before);
+    let seqs = async |account| -> Vec<u64> {
+        history_of(&journal, 0, account, 4).await.iter().map(|entry| entry.line.seq).collect()
+    };
+    assert_eq!(seqs(1).await, [20, 19, 18, 17, 16, 15]);
+    assert_eq!((seqs(2).await, seqs(3).await, seqs(u64::MAX).await), (vec![4], vec![18], vec![19]));
+}
+
+async fn the_ledger_is_there_after_a_restart(bed: Bed) {
+    let journal = bed.node().await;
+    let epoch = append_to(&journal, 0, 9).await;
+    journal.claim(0, epoch).await.unwrap();
+    project(&journal, stretch(0, epoch, 0, 5), (1..=5).map(|seq| line(4, seq, 0)).collect()).await;
+    drop(journal);
+    let (_bed, journal) = bed.restarted().await;
+    let epoch = append_to(&journal, 0, 9).await;
+    assert_eq!(journal.claim(0, epoch).await.unwrap(), 5);
+    assert_eq!(history_of(&journal, 0, 4, 2).await.len(), 5);
+    project(&journal, stretch(0, epoch, 5, 6), vec![line(4, 6, 0)]).await;
+}
+
+// ---------------------------------------------------------------------------------------------------------- PostgreSQL
+
+/// Answers to commits, and commits themselves, are lost; each line is there once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_projection_whose_answer_was_lost_is_made_once() {
+    const ROUNDS: u64 = 60;
+    let database = cluster::shared().database().await;
+    let cutter = Cutter::marking(cluster::shared().port, "COMMIT").await;
+    let open = async |connection: String| {
+        let engine = Engine::Postgres { connections: vec![connection], ca_file: None };
+        Journal::open(&Config { engine, shards: 1, timeouts: Timeouts::default() }).await.unwrap()
+    };
+    let cut = format!("host=127.0.0.1 port={} user=forefront dbname={database} sslmode=disable", cutter.port);
+    let (journal, other) = (open(cut).await, open(cluster::shared().connection(&database)).await);
+    let epoch = append_to(&other, 0, ROUNDS).await;
+    other.claim(0, epoch).await.unwrap();
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut dice = fastrand::Rng::with_seed(seed);
+    let mut lost = 0;
+    for seq in 1..=ROUNDS {
+        cutter.plan(dice.choice([Plan::Pass, Plan::LoseRequest, Plan::LoseAnswer, Plan::Hold]).unwrap());
+        let lines = Arc::new(vec![line(4, seq, 0), line(5, seq, 2)]);
+        loop {
+            match journal.project(&stretch(0, epoch, seq - 1, seq), &lines).await {
+                Ok(()) => break,
+                Err(Error::Unknown { .. }) => {
+                    lost += 1;
+                    // The server still has the transaction open, and the row.
+                    cutter.let_go().await;
+                }
+                Err(Error::Unavailable { .. }) => {}
+                Err(error) => panic!("{seq}: {error:?}"),
+            }
+        }
+    }
+    println!("{ROUNDS} projections, {lost} answers lost");
+    assert!(lost > ROUNDS / 3, "{lost}");
+    assert_eq!(other.claim(0, epoch).await.unwrap(), ROUNDS);
+    for account in [4, 5] {
+        let seqs: Vec<u64> =
+            history_of(&other, 0, account, 7).await.iter().map(|entry| entry.line.seq).collect();
+        assert!(seqs.iter().copied().eq((1..=ROUNDS).rev()), "{seqs:?}");
+    }
+}
+
+/// As an installation of before the ledger is: without its tables, and with a journal that begins somewhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_schema_gets_its_ledger() {
+    let bed = Bed::postgres().await;
+    let Bed::Postgres { database } = &bed else { unreachable!("it was made so") };
+    let journal = bed.node().await;
+    let epoch = append_to(&journal, 0, 5).await;
+    let client = cluster::shared().client(database).await;
+    let before =
+        "drop view billing_accounts; drop view billing_ledger; drop table ledger; drop table projected;
+        update forefront_schema set version = 1";
+    client.batch_execute(before).await.unwrap();
+    let journal = bed.node().await;
+    assert_eq!(journal.claim(0, epoch).await.unwrap(), 0);
+    project(&journal, stretch(0, epoch, 0, 5), vec![line(4, 5, 0)]).await;
+    assert_eq!(history_of(&journal, 0, 4, 1).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reports_are_read_in_units_of_money_by_whoever_may_only_read() {
+    let bed = Bed::postgres().await;
+    let Bed::Postgres { database } = &bed else { unreachable!("it was made so") };
+    let journal = bed.node().await;
+    let epoch = append_to(&journal, 0, 5).await;
+    journal.claim(0, epoch).await.unwrap();
+    let spending = Row { velocity: Velocity::new(2_000_000), ..row(42, 1_500_000, 1_000_000) };
+    let lines = vec![
+        Line { amount: Money::new(2_000_001), ..line(42, 1, 0) },
+        Line { after: spending, kind: LineKind::Event(EventKind::Withdrawn), ..line(42, 2, 0) },
+        line(7, 3, 0),
+        Line::of_row(4, 0, LineKind::Released, Micros::ZERO, row(7, 1, 1)),
+    ];
+    project(&journal, stretch(0, epoch, 0, 4), lines).await;
+    let admin = cluster::shared().client(database).await;
+    let reader = format!("reader_of_{database}");
+    let role = format!(
+        "create role {reader} login; grant select on billing_accounts, billing_ledger to {reader}; set role {reader}"
+    );
+    admin.batch_execute(&role).await.unwrap();
+    let sql =
+        "select account, kind, amount::text, moved::text, balance::text, at::text, key from billing_ledger
+        where account = 42 order by seq";
+    let rows = admin.query(sql, &[]).await.unwrap();
+    let told: Vec<(i64, String, String, String, String)> =
+        rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4))).collect();
+    let text = |text: &str| text.to_owned();
+    assert_eq!(
+        told,
+        [
+            (42, text("money_added"), text("2.000001"), text("2.000001"), text("0.000010")),
+            (42, text("withdrawn"), text("0.000007"), text("-0.000007"), text("1.500000")),
+        ]
+    );
+    let key: String = rows[0].get(6);
+    assert_eq!(key, "1/0");
+    let sql = "select account, state, balance::text, velocity_per_second::text, balance_now::text
+        from billing_accounts";
+    let rows = admin.query(sql, &[]).await.unwrap();
+    let told: Vec<(i64, String, String, String, String)> =
+        rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4))).collect();
+    let expected = (42, text("active"), text("1.500000"), text("2.000000"), text("0.000000"));
+    assert_eq!(told, [expected], "the other account went to another shard");
+    let refused = admin.batch_execute("delete from ledger").await.unwrap_err();
+    assert_eq!(refused.code(), Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_costs_its_page_and_a_report_its_accounts() {
+    let bed = Bed::postgres().await;
+    let Bed::Postgres { database } = &bed else { unreachable!("it was made so") };
+    let journal = bed.node().await;
+    let epoch = append_to(&journal, 0, 20).await;
+    journal.claim(0, epoch).await.unwrap();
+    let lines = (1..=20).flat_map(|seq| (0..1000).map(move |account| line(account, seq, account as u32)));
+    project(&journal, stretch(0, epoch, 0, 20), lines.collect()).await;
+    let client = cluster::shared().client(database).await;
+    client.batch_execute("analyze ledger, projected").await.unwrap();
+    for sql in [
+        "select * from billing_ledger where account = 42 order by seq desc, position desc limit 10",
+        "select * from billing_accounts",
+    ] {
+        let plan = client.query(&format!("explain {sql}"), &[]).await.unwrap();
+        let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+        assert!(!plan.iter().any(|step| step.contains("Seq Scan on ledger")), "{sql}: {}", plan.join("\n"));
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------------ embedded
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_is_ahead_of_its_journal_is_told() {
+    let (older, newer) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let time_ms = Arc::new(AtomicU64::new(0));
+    for (directory, last) in [(&older, 3), (&newer, 8)] {
+        let journal = open_embedded(directory.path(), &time_ms).await.unwrap();
+        let epoch = append_to(&journal, 0, last).await;
+        project_nothing(&journal, 0, epoch, last).await;
+    }
+    std::fs::remove_dir_all(older.path().join("ledger")).unwrap();
+    std::fs::rename(newer.path().join("ledger"), older.path().join("ledger")).unwrap();
+    let journal = open_embedded(older.path(), &time_ms).await.unwrap();
+    let epoch = append_to(&journal, 0, 3).await;
+    let told = journal.claim(0, epoch).await;
+    assert!(matches!(told, Err(Error::Corrupt { shard: 0, seq: 8, .. })), "{told:?}");
+}

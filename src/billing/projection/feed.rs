@@ -1,0 +1,253 @@
+//! From the owner to its projector: a bounded queue of lines, and how far the ledger has come.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus::{IntCounter, IntGauge};
+use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{Config, Metrics};
+use crate::billing::domain::Micros;
+use crate::billing::journal::Line;
+
+/// The owner's end, and that of whoever waits for the ledger. Cheap to clone.
+#[derive(Clone)]
+pub struct Feed(Arc<Shared>);
+
+struct Shared {
+    queue: Mutex<Queue>,
+    queue_lines: usize,
+    chunk_lines: usize,
+    linger: Duration,
+    /// There is something to take, or to notice.
+    arrived: Notify,
+    /// No use to wait for more.
+    urgent: Notify,
+    /// Who waits for the ledger.
+    readers: AtomicUsize,
+    projected: watch::Sender<u64>,
+    ended: CancellationToken,
+    lag: IntGauge,
+    overflows: IntCounter,
+}
+
+struct Queue {
+    /// Offers are kept: all after the last batch at the time it was opened.
+    open: bool,
+    closing: bool,
+    /// The last batch that is durable.
+    last: u64,
+    at: Micros,
+    offers: VecDeque<(u64, Vec<Line>)>,
+    /// An offer without lines counts as one.
+    lines: usize,
+}
+
+/// What the projector is to do next.
+pub(super) enum Taken {
+    /// All lines of the batches up to this one.
+    Lines(u64, Vec<Line>),
+    /// What was offered was dropped: the journal has it.
+    Behind,
+    /// There is nothing left, and nothing more comes.
+    Closed,
+}
+
+impl Feed {
+    pub(super) fn new(shard: u32, last: u64, at: Micros, config: &Config, metrics: &Metrics) -> Feed {
+        let offers = VecDeque::new();
+        let queue = Queue { open: false, closing: false, last, at, offers, lines: 0 };
+        Feed(Arc::new(Shared {
+            queue: Mutex::new(queue),
+            queue_lines: config.queue_lines.max(1),
+            chunk_lines: config.chunk_lines.max(1),
+            linger: config.linger,
+            arrived: Notify::new(),
+            urgent: Notify::new(),
+            readers: AtomicUsize::new(0),
+            projected: watch::Sender::new(0),
+            ended: CancellationToken::new(),
+            lag: metrics.lag(shard),
+            overflows: metrics.overflows.clone(),
+        }))
+    }
+
+    /// The lines of a batch that is durable now, and its time. Never waits.
+    pub fn offer(&self, seq: u64, at: Micros, lines: Vec<Line>) {
+        let shared = &*self.0;
+        let mut queue = shared.queue.lock();
+        (queue.last, queue.at) = (seq, at);
+        shared.lag.set(lag(seq, *shared.projected.borrow()));
+        if !queue.open {
+            return;
+        }
+        queue.lines += lines.len().max(1);
+        if queue.lines > shared.queue_lines && !queue.offers.is_empty() {
+            queue.close();
+            shared.overflows.inc();
+            shared.urgent.notify_one();
+        } else {
+            queue.offers.push_back((seq, lines));
+            if queue.lines >= shared.chunk_lines {
+                shared.urgent.notify_one();
+            }
+        }
+        drop(queue);
+        shared.arrived.notify_one();
+    }
+
+    /// Nothing more comes: what is queued is to be written, and the projector to end.
+    pub fn close(&self) {
+        self.0.queue.lock().closing = true;
+        self.0.urgent.notify_one();
+        self.0.arrived.notify_one();
+    }
+
+    /// Resolves once the projector has ended.
+    pub async fn ended(&self) {
+        self.0.ended.cancelled().await;
+    }
+
+    /// Waits until the ledger has this batch; false if it has not after this time.
+    pub async fn reached(&self, seq: u64, patience: Duration) -> bool {
+        let mut projected = self.0.projected.subscribe();
+        if *projected.borrow() >= seq {
+            return true;
+        }
+        let _reader = Reader::new(&self.0);
+        // The sender lives as long as this feed.
+        timeout(patience, projected.wait_for(|projected| *projected >= seq))
+            .await
+            .is_ok_and(|seen| seen.is_ok())
+    }
+
+    // ------------------------------------------------------------------------------------------------- the projector's
+
+    pub(super) fn tell(&self, projected: u64) {
+        self.0.lag.set(lag(self.last(), projected));
+        self.0.projected.send_replace(projected);
+    }
+
+    pub(super) fn last(&self) -> u64 {
+        self.0.queue.lock().last
+    }
+
+    /// The time of the last durable batch.
+    pub(super) fn at(&self) -> Micros {
+        self.0.queue.lock().at
+    }
+
+    /// From here on offers are kept. Gives the last batch that will not be offered any more.
+    pub(super) fn open(&self) -> u64 {
+        let mut queue = self.0.queue.lock();
+        queue.close();
+        queue.open = true;
+        queue.last
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.0.queue.lock().open
+    }
+
+    /// Offers are not kept until it is opened again.
+    pub(super) fn shut(&self) {
+        self.0.queue.lock().close();
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.0.queue.lock().closing
+    }
+
+    /// Should what is to be written be written at once?
+    pub(super) fn is_urgent(&self) -> bool {
+        self.0.readers.load(SeqCst) > 0 || self.is_closing()
+    }
+
+    pub(super) fn end(&self) {
+        self.0.lag.set(0);
+        self.0.ended.cancel();
+    }
+
+    /// The next lines after `projected`, when there are many or have been some for a while. May be dropped and called again.
+    pub(super) async fn take(&self, projected: u64) -> Taken {
+        let shared = &*self.0;
+        loop {
+            let lines = {
+                let queue = shared.queue.lock();
+                match () {
+                    () if !queue.offers.is_empty() => queue.lines,
+                    () if !queue.open => return Taken::Behind,
+                    () if queue.closing => return Taken::Closed,
+                    () => 0,
+                }
+            };
+            if lines == 0 {
+                shared.arrived.notified().await;
+                continue;
+            }
+            if lines < shared.chunk_lines && !self.is_urgent() {
+                // Either way it is time.
+                let _ = timeout(shared.linger, shared.urgent.notified()).await;
+            }
+            if let Some(taken) = shared.queue.lock().pop(projected, shared.chunk_lines) {
+                return taken;
+            }
+        }
+    }
+}
+
+impl Queue {
+    fn close(&mut self) {
+        self.open = false;
+        self.offers = VecDeque::new();
+        self.lines = 0;
+    }
+
+    fn pop(&mut self, projected: u64, chunk_lines: usize) -> Option<Taken> {
+        let (mut through, mut lines) = (projected, Vec::new());
+        while lines.len() < chunk_lines
+            && let Some((seq, some)) = self.offers.pop_front()
+        {
+            self.lines -= some.len().max(1);
+            match seq {
+                // It was offered while it was derived from the journal.
+                seq if seq <= through => {}
+                seq if seq == through + 1 => {
+                    through = seq;
+                    if lines.is_empty() { lines = some } else { lines.extend(some) }
+                }
+                _ => {
+                    self.close();
+                    return Some(Taken::Behind);
+                }
+            }
+        }
+        (through > projected).then_some(Taken::Lines(through, lines))
+    }
+}
+
+/// Counts somebody who waits.
+struct Reader<'a>(&'a Shared);
+
+impl Reader<'_> {
+    fn new(shared: &Shared) -> Reader<'_> {
+        shared.readers.fetch_add(1, SeqCst);
+        shared.urgent.notify_one();
+        Reader(shared)
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, SeqCst);
+    }
+}
+
+fn lag(last: u64, projected: u64) -> i64 {
+    i64::try_from(last.saturating_sub(projected)).unwrap_or(i64::MAX)
+}

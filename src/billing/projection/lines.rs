@@ -1,0 +1,67 @@
+//! From commands to lines, the same when the owner works and when its journal is read again.
+
+use crate::billing::domain::{Applied, Batch, Command, Micros, State};
+use crate::billing::journal::{Line, LineKind};
+
+/// [`State::apply`], with what became of it appended to `lines`. `seq` is the batch that the command goes into, and `place`
+/// its place among the batch's commands.
+pub fn apply(
+    state: &mut State,
+    command: &Command,
+    now: Micros,
+    (seq, place): (u64, usize),
+    lines: &mut Vec<Line>,
+) -> Applied {
+    // What moves has no events: who went is known before, who came is known after.
+    let went = match command {
+        Command::Release { bucket } => state.accounts_of(*bucket).unwrap_or_default(),
+        _ => Vec::new(),
+    };
+    let held: Vec<u16> = match command {
+        Command::Adopt { .. } => state.buckets().collect(),
+        _ => Vec::new(),
+    };
+    let applied = state.apply(command, now);
+    note(command, &applied, (seq, place), lines);
+    if applied.changed {
+        let position = position(place);
+        let line = |kind| move |row| Line::of_row(seq, position, kind, applied.at, row);
+        lines.extend(went.into_iter().map(line(LineKind::Released)));
+        if matches!(command, Command::Adopt { .. }) {
+            let came = state.buckets().filter(|bucket| held.binary_search(bucket).is_err());
+            let rows = came.filter_map(|bucket| state.accounts_of(bucket)).flatten();
+            lines.extend(rows.map(line(LineKind::Adopted)));
+        }
+    }
+    applied
+}
+
+/// A batch of the journal, as the owner applied it.
+pub(super) fn replay(state: &mut State, batch: &Batch, seq: u64, lines: &mut Vec<Line>) {
+    let moves = |command: &Command| matches!(command, Command::Release { .. } | Command::Adopt { .. });
+    if batch.commands.iter().any(moves) {
+        for (place, command) in batch.commands.iter().enumerate() {
+            apply(state, command, batch.at, (seq, place), lines);
+        }
+        return;
+    }
+    let mut place = 0;
+    state.apply_all(&batch.commands, batch.at, |command, applied| {
+        note(command, &applied, (seq, place), lines);
+        place += 1;
+    });
+}
+
+fn note(command: &Command, applied: &Applied, (seq, place): (u64, usize), lines: &mut Vec<Line>) {
+    let key = match command {
+        Command::Operate { key, .. } => Some(*key),
+        _ => None,
+    };
+    let events = applied.events.iter().zip(position(place)..);
+    lines.extend(events.map(|(event, position)| Line::of_event(seq, position, key, event)));
+}
+
+/// A command has at most two events, and a batch far fewer than 2^31 commands.
+fn position(place: usize) -> u32 {
+    u32::try_from(place).unwrap_or(u32::MAX).saturating_mul(2)
+}

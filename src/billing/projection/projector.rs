@@ -1,0 +1,372 @@
+//! One owner's projector: claims the ledger, brings it to the tail of the journal, and follows the owner from there.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::feed::{Feed, Taken};
+use super::replay::Replay;
+use super::{Config, Ledger, Metrics};
+use crate::billing::domain::Micros;
+use crate::billing::journal::{Error, Line, Stretch, Sweep, Swept};
+use crate::clock;
+use crate::resilience::backoff::Backoff;
+
+/// A failover of the database takes seconds; a lost connection is back in milliseconds.
+const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(5) };
+/// After what no retry mends by itself, such as damage.
+const SLOW_RETRY: Duration = Duration::from_secs(30);
+/// Bytes of batches derived from in one go: about a millisecond.
+const READ_BYTES: usize = 128 << 10;
+/// So near to the tail offers are kept, and the rest is read.
+const NEAR_BATCHES: u64 = 64;
+/// The longest rest after a piece of work.
+const REST_MAX: Duration = Duration::from_millis(250);
+/// Accounts looked through in one go for lines that are too old, and lines of each.
+const SWEPT_ACCOUNTS: usize = 256;
+const SWEPT_LINES: usize = 1000;
+/// Between two such.
+const SWEEP_REST: Duration = Duration::from_millis(50);
+
+/// Whose ledger it is.
+pub struct Office<L> {
+    pub ledger: L,
+    pub shard: u32,
+    pub epoch: u64,
+    /// The last batch of the journal, and its time, when the tenure began.
+    pub last: u64,
+    pub at: Micros,
+    pub config: Config,
+    pub metrics: Metrics,
+}
+
+/// To be run beside the owner, until its tenure ends.
+pub struct Projector<L> {
+    office: Office<L>,
+    feed: Feed,
+    failing: bool,
+}
+
+/// Why it does not go on as it was.
+enum Over {
+    /// Another owner writes the ledger.
+    Fenced,
+    /// The ledger is not where it was left: somebody set it back.
+    Altered,
+    /// What was to be read is truncated.
+    Gone,
+    Closed,
+}
+
+/// A call, again and again until it is answered.
+macro_rules! insist {
+    ($projector:expr, $call:expr) => {{
+        let mut tries = 0;
+        loop {
+            match $call.await {
+                Ok(answer) => {
+                    $projector.recovered();
+                    break Ok(answer);
+                }
+                Err(error) => {
+                    if let Some(over) = $projector.wait_after(error, &mut tries).await {
+                        break Err(over);
+                    }
+                }
+            }
+        }
+    }};
+}
+
+impl<L: Ledger> Projector<L> {
+    pub fn new(office: Office<L>) -> (Projector<L>, Feed) {
+        let feed = Feed::new(office.shard, office.last, office.at, &office.config, &office.metrics);
+        (Projector { office, feed: feed.clone(), failing: false }, feed)
+    }
+
+    /// Until the feed is closed and empty, or another owner's projector has come. May be dropped at any time: what is not
+    /// written then, the next one derives.
+    pub async fn run(mut self) {
+        let _ended = Ended(self.feed.clone());
+        let mut tries = 0;
+        loop {
+            match self.serve(&mut tries).await {
+                Over::Closed => return,
+                Over::Fenced => {
+                    let Office { shard, epoch, .. } = self.office;
+                    return tracing::debug!(shard, epoch, "another owner writes the ledger");
+                }
+                Over::Altered => {
+                    tracing::warn!(
+                        shard = self.office.shard,
+                        "the ledger was set back, it is derived from there"
+                    );
+                }
+                Over::Gone => {
+                    tracing::debug!(shard = self.office.shard, "the journal was truncated meanwhile")
+                }
+            }
+            self.feed.shut();
+            sleep(RETRY.delay(tries, fastrand::f64())).await;
+            tries = tries.saturating_add(1);
+        }
+    }
+
+    async fn serve(&mut self, tries: &mut u32) -> Over {
+        let Office { shard, epoch, .. } = self.office;
+        let claimed: Result<u64, Over> = insist!(self, self.office.ledger.claim(shard, epoch));
+        let mut projected = match claimed {
+            Ok(projected) => projected,
+            Err(over) => return over,
+        };
+        self.feed.tell(projected);
+        loop {
+            if self.feed.open() > projected {
+                self.feed.shut();
+                projected = match self.catch_up(projected).await {
+                    Ok(projected) => projected,
+                    Err(over) => return over,
+                };
+            }
+            *tries = 0;
+            projected = match self.live(projected).await {
+                Ok(projected) => projected,
+                Err(over) => return over,
+            };
+        }
+    }
+
+    // ----------------------------------------------------------------------------------------------------------- live
+
+    /// Until it is behind.
+    async fn live(&mut self, mut projected: u64) -> Result<u64, Over> {
+        let mut sweeping = Sweeping::new(&self.office.config);
+        loop {
+            let feed = self.feed.clone();
+            let taken = tokio::select! {
+                taken = feed.take(projected) => taken,
+                () = sweeping.due() => {
+                    self.sweep(&mut sweeping).await?;
+                    continue;
+                }
+            };
+            match taken {
+                Taken::Lines(through, lines) => {
+                    let began = clock::now();
+                    projected = self.write(projected, through, lines).await?;
+                    self.rest(began).await;
+                }
+                Taken::Behind => return Ok(projected),
+                Taken::Closed => return Err(Over::Closed),
+            }
+        }
+    }
+
+    async fn write(&mut self, after: u64, through: u64, lines: Vec<Line>) -> Result<u64, Over> {
+        let Office { shard, epoch, .. } = self.office;
+        let began = clock::now();
+        let stretch = Stretch { shard, epoch, after, through };
+        let lines = Arc::new(lines);
+        insist!(self, self.office.ledger.project(&stretch, &lines))?;
+        let Metrics { events, write, .. } = &self.office.metrics;
+        events.inc_by(lines.len() as u64);
+        write.observe((clock::now() - began).as_secs_f64());
+        self.feed.tell(through);
+        Ok(through)
+    }
+
+    /// As long as the work took: so at most half of one core goes into the ledger, however much there is to write.
+    async fn rest(&self, began: Instant) {
+        match self.feed.is_urgent() {
+            true => tokio::task::yield_now().await,
+            false => sleep((clock::now() - began).min(REST_MAX)).await,
+        }
+    }
+
+    async fn sweep(&mut self, sweeping: &mut Sweeping) -> Result<(), Over> {
+        let Some(before) = sweeping.before(self.feed.at()) else {
+            sweeping.rest_long();
+            return Ok(());
+        };
+        let sweep = Sweep {
+            shard: self.office.shard,
+            before,
+            after: sweeping.after,
+            accounts: SWEPT_ACCOUNTS,
+            lines: SWEPT_LINES,
+        };
+        let Swept { last, lines, more } = insist!(self, self.office.ledger.forget_lines(&sweep))?;
+        self.office.metrics.forgotten.inc_by(lines);
+        sweeping.went_on(last, more);
+        Ok(())
+    }
+
+    // ------------------------------------------------------------------------------------------------------- catch up
+
+    /// Until the tail is reached, and what comes after it is offered.
+    async fn catch_up(&mut self, projected: u64) -> Result<u64, Over> {
+        let Office { shard, .. } = self.office;
+        self.office.metrics.catch_ups.inc();
+        tracing::info!(
+            shard,
+            projected,
+            last = self.feed.last(),
+            "the ledger is behind, its lines are derived"
+        );
+        let (mut replay, mut projected) = self.load(projected).await?;
+        let (mut lines, mut opened_at) = (Vec::new(), None);
+        loop {
+            if !self.feed.is_open() {
+                opened_at = None;
+            }
+            if opened_at.is_none() && self.feed.last().saturating_sub(replay.seq) <= NEAR_BATCHES {
+                opened_at = Some(self.feed.open());
+            }
+            if opened_at.is_some_and(|last| last <= replay.seq) {
+                tracing::info!(shard, projected, "the ledger has caught up");
+                return Ok(projected);
+            }
+            // Far behind, it is not worth the wait.
+            if opened_at.is_none() && self.feed.is_closing() {
+                return Err(Over::Closed);
+            }
+            let began = clock::now();
+            let batches = insist!(self, self.office.ledger.batches(shard, replay.seq, READ_BYTES))?;
+            for batch in &batches {
+                if let Err(error) = replay.take(batch, projected, &mut lines) {
+                    self.wait_after(error, &mut 0).await;
+                    return Err(Over::Altered);
+                }
+                if lines.len() >= self.office.config.chunk_lines {
+                    projected = self.write(projected, replay.seq, std::mem::take(&mut lines)).await?;
+                }
+            }
+            if replay.seq > projected {
+                projected = self.write(projected, replay.seq, std::mem::take(&mut lines)).await?;
+            }
+            match batches.is_empty() {
+                // Durable, and not to be read yet.
+                true => sleep(RETRY.min).await,
+                false => self.rest(began).await,
+            }
+        }
+    }
+
+    /// A state that is not beyond the ledger; if there is none in the journal any more, the ledger begins anew with what
+    /// there is.
+    async fn load(&mut self, projected: u64) -> Result<(Replay, u64), Over> {
+        let Office { shard, epoch, .. } = self.office;
+        let replay = insist!(self, Replay::before(&self.office.ledger, shard, projected))?;
+        let next: Result<Vec<_>, Over> = insist!(self, self.office.ledger.batches(shard, replay.seq, 1));
+        match next {
+            Ok(_) => return Ok((replay, projected)),
+            Err(Over::Gone) => {}
+            Err(over) => return Err(over),
+        }
+        let replay = insist!(self, Replay::newest(&self.office.ledger, shard))?;
+        if replay.seq <= projected {
+            return Err(Over::Gone);
+        }
+        tracing::warn!(
+            shard,
+            projected,
+            seq = replay.seq,
+            "the ledger begins with a snapshot: batches before are gone"
+        );
+        let (stretch, at) =
+            (Stretch { shard, epoch, after: projected, through: replay.seq }, replay.state.last());
+        insist!(self, self.office.ledger.carry(&stretch, at, replay.rows()))?;
+        self.office.metrics.carried.inc();
+        self.feed.tell(replay.seq);
+        let projected = replay.seq;
+        Ok((replay, projected))
+    }
+
+    // --------------------------------------------------------------------------------------------------------- trouble
+
+    /// What it means for this projector; None: the same call is to be made again, now.
+    async fn wait_after(&mut self, error: Error, tries: &mut u32) -> Option<Over> {
+        let shard = self.office.shard;
+        let wait = match &error {
+            Error::Fenced { .. } => return Some(Over::Fenced),
+            Error::OutOfOrder { .. } => return Some(Over::Altered),
+            Error::Truncated { .. } => return Some(Over::Gone),
+            Error::Unavailable { .. } | Error::Unknown { .. } => RETRY.delay(*tries, fastrand::f64()),
+            Error::Corrupt { .. } | Error::Damaged { .. } | Error::Config(_) => SLOW_RETRY,
+        };
+        self.office.metrics.retries.inc();
+        let error = chain(&error);
+        if wait == SLOW_RETRY {
+            tracing::error!(shard, error, "the ledger cannot be written, somebody must act; commands go on");
+        } else if !std::mem::replace(&mut self.failing, true) {
+            tracing::warn!(shard, error, "the ledger does not answer, it is tried again; commands go on");
+        }
+        *tries = tries.saturating_add(1);
+        sleep(wait).await;
+        None
+    }
+
+    fn recovered(&mut self) {
+        if std::mem::take(&mut self.failing) {
+            tracing::info!(shard = self.office.shard, "the ledger answers again");
+        }
+    }
+}
+
+/// However it ends, whoever waits for that is told.
+struct Ended(Feed);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// Where it is in looking through all accounts.
+struct Sweeping {
+    keep: Option<Duration>,
+    every: Duration,
+    next: Instant,
+    after: Option<u64>,
+}
+
+impl Sweeping {
+    fn new(config: &Config) -> Sweeping {
+        // Not all shards at once, and not at every take-over.
+        let first = config.sweep_every.mul_f64(fastrand::f64());
+        Sweeping { keep: config.keep, every: config.sweep_every, next: clock::now() + first, after: None }
+    }
+
+    async fn due(&self) {
+        match self.keep {
+            Some(_) => tokio::time::sleep_until(self.next.into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn before(&self, at: Micros) -> Option<Micros> {
+        let keep = u64::try_from(self.keep?.as_micros()).unwrap_or(u64::MAX);
+        at.get().checked_sub(keep).map(Micros::new)
+    }
+
+    fn went_on(&mut self, last: Option<u64>, more: bool) {
+        match last {
+            None => self.rest_long(),
+            Some(_) => {
+                self.after = if more { self.after } else { last };
+                self.next = clock::now() + SWEEP_REST;
+            }
+        }
+    }
+
+    fn rest_long(&mut self) {
+        self.after = None;
+        self.next = clock::now() + self.every;
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

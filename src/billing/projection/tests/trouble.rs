@@ -1,0 +1,148 @@
+//! A ledger that is slow, away, set back or full of old lines.
+
+use super::*;
+use crate::billing::journal::tests::cluster;
+
+on_both_engines! {
+    a_ledger_that_is_slow_holds_up_nobody,
+    a_ledger_that_is_away_is_caught_up_with,
+    who_waits_for_the_ledger_is_not_kept_waiting,
+    a_ledger_that_begins_late_begins_with_a_snapshot,
+    old_lines_are_forgotten_beside_the_work,
+}
+
+async fn a_ledger_that_is_slow_holds_up_nobody(bed: Bed) {
+    let journal = bed.node().await;
+    let mut owner = Owner::all(&journal, 0, 4).await;
+    let ledger = Shaky::new(&journal);
+    let running = start(&mut owner, &ledger, config());
+    running.reached(owner.seq).await;
+    ledger.plan(|step, _| if step == "project" { Fate::HeldBefore } else { Fate::Fine });
+    // Far beyond the queue, and nobody lets the ledger go meanwhile.
+    owner.work(120).await;
+    assert_eq!(running.count("overflows_total"), 1.0);
+    assert!(running.count("lag_batches") >= 100.0);
+    assert!(!running.feed.reached(owner.seq, Duration::from_millis(1)).await);
+    ledger.let_go();
+    running.reached(owner.seq).await;
+    assert!(running.count("catch_ups_total") >= 1.0);
+    assert_eq!(running.count("lag_batches"), 0.0);
+    owner.work(5).await;
+    running.reached(owner.seq).await;
+    check(&journal, &owner).await;
+}
+
+async fn a_ledger_that_is_away_is_caught_up_with(bed: Bed) {
+    let journal = bed.node().await;
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut owner = Owner::all(&journal, 0, seed).await;
+    let ledger = Shaky::new(&journal);
+    let mut dice = fastrand::Rng::with_seed(seed);
+    ledger.plan(move |_, _| match dice.u32(0..10) {
+        0..=1 => Fate::Unavailable,
+        2..=3 => Fate::Lost,
+        _ => Fate::Fine,
+    });
+    let running = start(&mut owner, &ledger, config());
+    for _ in 0..6 {
+        owner.work(20).await;
+        owner.snapshot().await;
+    }
+    running.reached(owner.seq).await;
+    assert!(running.count("retries_total") > 0.0);
+    check(&journal, &owner).await;
+}
+
+async fn who_waits_for_the_ledger_is_not_kept_waiting(bed: Bed) {
+    let journal = bed.node().await;
+    let mut owner = Owner::all(&journal, 0, 5).await;
+    let patient = Config { linger: PATIENCE * 60, chunk_lines: 5_000, queue_lines: 10_000, ..config() };
+    let running = start(&mut owner, &Shaky::new(&journal), patient);
+    running.reached(owner.seq).await;
+    for _ in 0..10 {
+        owner.work(3).await;
+        running.reached(owner.seq).await;
+    }
+    check(&journal, &owner).await;
+}
+
+/// As when a version that had no ledger wrote the journal, or the ledger is set back on purpose.
+async fn a_ledger_that_begins_late_begins_with_a_snapshot(bed: Bed) {
+    let journal = bed.node().await;
+    let mut owner = Owner::all(&journal, 0, 6).await;
+    let running = start(&mut owner, &Shaky::new(&journal), config());
+    owner.work(40).await;
+    running.reached(owner.seq).await;
+    owner.snapshot().await;
+    let (seq, at, rows) = (owner.seq, owner.state.last(), owner.state.clone());
+    owner.work(20).await;
+    running.reached(owner.seq).await;
+    let running = match &bed {
+        Bed::Postgres { database } => {
+            let client = cluster::shared().client(database).await;
+            let back = "begin; update projected set seq = 0 where shard = 0; delete from ledger where shard = 0; commit";
+            client.batch_execute(back).await.unwrap();
+            running
+        }
+        Bed::Embedded { .. } => {
+            running.kill().await;
+            owner.feed = None;
+            drop(owner.journal);
+            drop(journal);
+            let (bed, journal) = bed.without_ledger().await;
+            owner.journal = journal;
+            owner.take_over().await;
+            let ledger = Shaky::new(&owner.journal);
+            let running = start(&mut owner, &ledger, config());
+            return finish(bed, owner, running, seq, at, rows).await;
+        }
+    };
+    finish(bed, owner, running, seq, at, rows).await;
+}
+
+async fn finish(
+    bed: Bed,
+    mut owner: Owner,
+    running: Running,
+    seq: u64,
+    at: Micros,
+    carried: crate::billing::domain::State,
+) {
+    // The first write after it was set back tells.
+    owner.work(10).await;
+    running.reached(owner.seq).await;
+    assert_eq!(running.count("carried_total"), 1.0);
+    owner.carried(seq, at, carried.buckets().filter_map(|bucket| carried.accounts_of(bucket)).flatten());
+    check(&owner.journal.clone(), &owner).await;
+    drop(bed);
+}
+
+async fn old_lines_are_forgotten_beside_the_work(bed: Bed) {
+    let journal = bed.node().await;
+    let mut owner = Owner::all(&journal, 0, 7).await;
+    let keep = Duration::from_secs(3600);
+    let forgets = Config { keep: Some(keep), sweep_every: Duration::from_millis(20), ..config() };
+    let running = start(&mut owner, &Shaky::new(&journal), forgets);
+    owner.work(60).await;
+    owner.passes(keep.as_micros() as u64 * 2);
+    owner.work(20).await;
+    running.reached(owner.seq).await;
+    let before = Micros::new(owner.state.last().get() - keep.as_micros() as u64);
+    for account in owner.accounts() {
+        let mut expected = owner.lines_of(account);
+        let young = expected.iter().position(|line| line.at >= before).unwrap_or(expected.len() - 1);
+        expected.drain(..young);
+        expected.reverse();
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while all_lines(&journal, 0, account).await != expected {
+            assert!(
+                std::time::Instant::now() < deadline,
+                "account {account} still has old lines, or too few"
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    assert!(running.count("forgotten_total") > 0.0);
+    assert_eq!(projected_accounts(&journal, 0).await, owner.state.accounts_digest());
+}
