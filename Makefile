@@ -5,8 +5,8 @@ RELEASE := $(TARGET)/release/forefront
 LOAD := python3 loadtest/run.py
 
 .PHONY: help interop run build h3load billload test lint audit bench bench-billing syscalls load load-steady drill \
-        stampede memory drain handover certificate stalled smoke setup setup-build setup-load setup-bench \
-        setup-bench-billing
+        stampede memory drain handover certificate stalled smoke drill-billing setup setup-build setup-load setup-bench \
+        setup-drill-billing setup-bench-billing
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -58,7 +58,7 @@ stampede: build setup-load ## 200 clients on an emptied cache; nobody waits at e
 memory: build setup-load ## memory of the proxy while ten clients read long lists slowly
 	$(LOAD) memory --binary $(RELEASE)
 
-interop: setup-build ## clients by others: curl, OpenSSL, aioquic, headless Chromium over HTTP/3; installs them
+interop: setup-build ## clients by others: curl, OpenSSL, aioquic, Chromium, Tarantool's connector, schemathesis; installs them
 	@tests/interop/setup.sh
 	cargo build --locked
 	python3 tests/interop/run.py --binary $(TARGET)/debug/forefront
@@ -75,13 +75,17 @@ certificate: build h3load setup-load ## the certificate replaced under load; 1 m
 stalled: build h3load setup-load ## clients of each protocol that read nothing of 64 MB; 2 minutes
 	$(LOAD) stalled --binary $(RELEASE)
 
+# What it takes more: `make drill-billing DRILL="leader --seed 7"`, or `DRILL=--quick`.
+drill-billing: build setup-drill-billing ## billing's journal and nodes killed, frozen, moved; orders to a sick webhook; 30 minutes
+	python3 loadtest/billing/drill.py --binary $(RELEASE) $(DRILL)
+
 # Counts and no latencies, so the debug build will do, which `make test` has made already.
 smoke: setup-build setup-load ## a short run of the whole system that judges counts only
 	cargo build --locked
 	python3 -m unittest discover -s loadtest -q
 	$(LOAD) smoke --binary $(TARGET)/debug/forefront
 
-setup: setup-build setup-load setup-bench setup-bench-billing ## everything that any target installs
+setup: setup-build setup-load setup-bench setup-drill-billing setup-bench-billing ## everything that any target installs
 
 setup-build:
 	@command -v cargo >/dev/null || { echo "a Rust toolchain is missing: https://rustup.rs" >&2; exit 1; }
@@ -93,6 +97,9 @@ setup-load:
 
 setup-bench:
 	@benches/setup.sh
+
+setup-drill-billing:
+	@loadtest/billing/setup.sh
 
 setup-bench-billing:
 	@benches/billing/setup.sh

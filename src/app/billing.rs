@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
@@ -17,7 +18,7 @@ use crate::billing::api::{Api, Desk, Gate, Limits, Peers, Token};
 use crate::billing::iproto::{Iproto, Users};
 use crate::billing::journal::{Engine, Journal};
 use crate::billing::notifier::{self, Secret, Webhook};
-use crate::billing::shard::{Router, WallClock};
+use crate::billing::shard::{Neighbours, Router, WallClock};
 use crate::config;
 use crate::config::billing::{Notifier, Settings};
 use crate::config::proxy::{LogFormat, LogLevel};
@@ -90,8 +91,12 @@ async fn start_and_serve(settings: Settings, log: &Log) -> anyhow::Result<()> {
     let (closing, drain) = (CancellationToken::new(), Drain::new());
     let node = settings.shards.node.clone();
     let wall = WallClock::system();
-    let router = Router::start(settings.shards, journal, wall, &registry, notifier, closing.clone()).await?;
-    let desk = Desk::new(router.clone(), Peers::new(gate.peer.as_ref()));
+    let peers = Peers::new(gate.peer.as_ref());
+    let neighbours = gate.peer.as_ref().map(|_| Arc::new(peers.clone()) as Arc<dyn Neighbours>);
+    let router =
+        Router::start(settings.shards, journal, wall, &registry, notifier, neighbours, closing.clone())
+            .await?;
+    let desk = Desk::new(router.clone(), peers);
     let binary = Iproto::new(desk.clone(), users, drain.clone(), &registry)?;
     let api = Api::new(desk, gate, Limits::default(), drain.clone(), registry)?;
     let open_all =
@@ -122,6 +127,7 @@ async fn start_and_serve(settings: Settings, log: &Log) -> anyhow::Result<()> {
         // `/ping` fails from now on, so that the front turns to the other nodes; whoever comes all the same is served, by
         // them in the end.
         drain.begin();
+        router.rest();
         tracing::info!(in_flight = drain.in_flight(), "draining");
         if tokio::time::timeout(HAND_OVER_TIMEOUT, hand_over(&router)).await.is_err() {
             tracing::warn!(

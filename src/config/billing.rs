@@ -10,7 +10,7 @@ use super::document;
 use super::error::Problems;
 use super::proxy::{Log, LogFormat, LogLevel, path};
 use super::reader::{Place, Section, Value};
-use crate::billing::{journal, notifier, shard};
+use crate::billing;
 
 /// All of a billing node's settings. Whoever changes a field keeps it valid.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,9 +20,9 @@ pub struct Settings {
     /// What nodes know each other by. Default none: this node forwards nothing.
     pub peer_token_file: Option<PathBuf>,
     pub listen: Listen,
-    pub journal: journal::Config,
+    pub journal: billing::journal::Config,
     /// The node's name and address are in here.
-    pub shards: shard::Config,
+    pub shards: billing::shard::Config,
     pub notifier: Notifier,
     pub log: Log,
 }
@@ -91,7 +91,7 @@ fn compile(root: &mut Section<'_>) -> Settings {
     let peer_token_file = node.optional("peer_token_file", path);
     let listen = listen(root.section("listen"));
     let mut section = root.section("shards");
-    let shards = section.or("count", SHARDS, |value| value.integer(1..=journal::BUCKETS as u32));
+    let shards = section.or("count", SHARDS, |value| value.integer(1..=billing::journal::BUCKETS as u32));
     let (journal, engine) = journal_of(root.section("journal"), &state_dir, shards);
     if engine == Engine::Postgres {
         tell_what_nodes_need(&node, &listen);
@@ -99,7 +99,7 @@ fn compile(root: &mut Section<'_>) -> Settings {
     node.finish();
     let advertise =
         advertise.unwrap_or_else(|| listen.http.first().map(SocketAddr::to_string).unwrap_or_default());
-    let default = shard::Config::new(journal::Node { name, advertise }, shards);
+    let default = billing::shard::Config::new(billing::journal::Node { name, advertise }, shards);
     let lease = section.or("lease", default.lease, lease);
     section.finish();
     Settings {
@@ -107,7 +107,7 @@ fn compile(root: &mut Section<'_>) -> Settings {
         peer_token_file,
         listen,
         journal,
-        shards: shard::Config { lease, ..default },
+        shards: billing::shard::Config { lease, ..default },
         notifier: notifier_of(root.section("notifier")),
         log: log(root.section("log")),
     }
@@ -191,7 +191,7 @@ fn advertise(value: Value<'_>) -> Option<String> {
     Some(text.to_owned())
 }
 
-fn journal_of(mut section: Section<'_>, state_dir: &Path, shards: u32) -> (journal::Config, Engine) {
+fn journal_of(mut section: Section<'_>, state_dir: &Path, shards: u32) -> (billing::journal::Config, Engine) {
     let engine = section.or("engine", Engine::Embedded, |value| value.choice(&ENGINES));
     let directory = section.optional("path", path);
     let connections = section.optional("connections", |value| value.list_of_some(Value::filled));
@@ -205,7 +205,9 @@ fn journal_of(mut section: Section<'_>, state_dir: &Path, shards: u32) -> (journ
         Engine::Embedded => {
             useless("connections", "embedded");
             useless("ca_file", "embedded");
-            journal::Engine::Embedded { path: directory.unwrap_or_else(|| state_dir.join("journal")) }
+            billing::journal::Engine::Embedded {
+                path: directory.unwrap_or_else(|| state_dir.join("journal")),
+            }
         }
         Engine::Postgres => {
             useless("path", "postgres");
@@ -216,11 +218,18 @@ fn journal_of(mut section: Section<'_>, state_dir: &Path, shards: u32) -> (journ
                      target_session_attrs=read-write sslmode=verify-full\"], one for each replica set",
                 );
             }
-            journal::Engine::Postgres { connections: connections.unwrap_or_default(), ca_file }
+            billing::journal::Engine::Postgres { connections: connections.unwrap_or_default(), ca_file }
         }
     };
     section.finish();
-    (journal::Config { engine: engine_config, shards, timeouts: journal::Timeouts::default() }, engine)
+    (
+        billing::journal::Config {
+            engine: engine_config,
+            shards,
+            timeouts: billing::journal::Timeouts::default(),
+        },
+        engine,
+    )
 }
 
 fn lease(value: Value<'_>) -> Option<Duration> {
@@ -234,7 +243,7 @@ fn lease(value: Value<'_>) -> Option<Duration> {
 }
 
 fn notifier_of(mut section: Section<'_>) -> Notifier {
-    let default = notifier::Config::default();
+    let default = billing::notifier::Config::default();
     let config = Notifier {
         url: section.optional("url", webhook),
         secret_file: section.optional("secret_file", path),
@@ -254,7 +263,7 @@ fn notifier_of(mut section: Section<'_>) -> Notifier {
 fn webhook(value: Value<'_>) -> Option<String> {
     let place = value.place();
     let text = value.text()?;
-    match notifier::Webhook::parse(text) {
+    match billing::notifier::Webhook::parse(text) {
         Ok(_) => Some(text.to_owned()),
         Err(error) => {
             place.refuse(&error.to_string(), "write e.g. \"http://10.0.0.9:8080/off?userID={user_id}\"");

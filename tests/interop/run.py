@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Clients that nobody here wrote, against `forefront dev`: curl over HTTP/1.1 and HTTP/2, OpenSSL by Python's ssl, aioquic and
-headless Chromium over HTTP/3. Prints a table, and as its last line `N passed, N failed`.
+headless Chromium over HTTP/3; Tarantool's connector for Python and schemathesis against billing. Prints a table, and as its
+last line `N passed, N failed`.
 
     run.py --binary target/release/forefront
 
@@ -11,9 +12,8 @@ import argparse
 import base64
 import hashlib
 import json
-import os
 import pathlib
-import signal
+import secrets
 import socket
 import ssl
 import subprocess
@@ -21,15 +21,10 @@ import sys
 import tempfile
 import tomllib
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
-sys.path += [str(ROOT / "loadtest"), str(ROOT / "benches")]  # How `dev` is started, and child processes kept.
-
-import processes  # noqa: E402
-from fleet import Fleet  # noqa: E402
-
-SECONDS_MAX = 90  # For one program.
-PYTHON = ROOT / "target/venv/bin/python"
+from clients import CURL, HERE, PYTHON, ROOT, SECONDS_MAX, VERSIONS, Table, bounded, curl
+import billing
+import processes
+from fleet import Fleet
 
 SESSION = '{"start_time": "2024-05-06T07:08:09Z", "customer_id": 7, "movie_id": 7}'
 # What is asked of each shipped route. A route without an entry is a failure: it was added without a look at R9.
@@ -48,69 +43,11 @@ ASKED = {
     "session_get": ("GET", "/api/session/{id}", None),
     "session_create": ("POST", "/api/session", SESSION),
     "session_delete": ("DELETE", "/api/session/{id}", None),
+    "billing": ("GET", "/billing/v1/accounts", None),
     "rest": ("GET", "/nowhere", None),
 }
 # What the legacy service itself answers where it is no 200.
 STATUS = {"rest": 404}
-CURL = {"http/1.1": "--http1.1", "h2": "--http2"}
-
-
-class Table:
-    def __init__(self):
-        self.verdicts: list[bool] = []
-
-    def add(self, what: str, good: bool, figure: object) -> bool:
-        self.verdicts.append(good)
-        print(f"{'ok    ' if good else 'FAILED'}  {what:60}  {figure}", flush=True)
-        return good
-
-    def finish(self) -> int:
-        failed = self.verdicts.count(False)
-        print(f"\n{len(self.verdicts) - failed} passed, {failed} failed")
-        return 1 if failed or not self.verdicts else 0
-
-
-def bounded(command: list, scratch: pathlib.Path, name: str, **environment: str) -> tuple[int, str]:
-    """Runs a program to its end, or ends it and all it started: exit code and output."""
-    log = scratch / f"{name}.log"
-    log.unlink(missing_ok=True)
-    child = processes.start(["env", *(f"{key}={value}" for key, value in environment.items()), *map(str, command)], log)
-    try:
-        code = child.wait(SECONDS_MAX)
-    except subprocess.TimeoutExpired:
-        code = -1
-    finally:
-        # A browser is in a process group of its own.
-        family = processes.family(child.pid)
-        processes.stop(child)
-        for pid in family:
-            end(pid)
-    return code, log.read_text(errors="replace").strip()
-
-
-def end(pid: int) -> None:
-    """Only what this program started: a descendant that outlived its parent."""
-    try:
-        if pathlib.Path(f"/proc/{pid}").exists():
-            os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def curl(url: str, protocol: str, method: str = "GET", body: str | None = None) -> tuple[int, str, dict]:
-    """Status, the version curl says, and the fields of the answer; redirects are not followed."""
-    command = ["curl", "-sk", "-m", "40", CURL[protocol], "-o", "/dev/null", "-D", "-", "-w", "\n%{http_version}\n", "-X", method]
-    if body is not None:
-        command += ["-H", "Content-Type: application/json", "--data", body]
-    text = subprocess.run([*command, url], capture_output=True, text=True, timeout=SECONDS_MAX).stdout
-    lines = text.replace("\r", "").strip().split("\n")
-    heads = [number for number, line in enumerate(lines) if line.startswith("HTTP/")]
-    if not heads:
-        return 0, "", {}
-    fields = (line.partition(":") for line in lines[heads[-1] + 1 : -1] if ":" in line)
-    return int(lines[heads[-1]].split()[1]), lines[-1], {name.lower(): value.strip() for name, _, value in fields}
-
-
 def routes(table: Table, http: str, https: str, session: str) -> None:
     """R9: every shipped route over both schemes; no redirect, no Strict-Transport-Security."""
     with open(ROOT / "config/proxy.toml", "rb") as file:
@@ -126,11 +63,12 @@ def routes(table: Table, http: str, https: str, session: str) -> None:
                 if "{id}" in path:
                     # Each deletes a session of its own.
                     session = new_session(http)
-                status, version, fields = curl(base + path.replace("{id}", session), protocol, method, body)
-                told = fields.get("alt-svc", "")
-                good = status == expected and "strict-transport-security" not in fields and "location" not in fields
+                answer = curl(base + path.replace("{id}", session), protocol, method, body)
+                told = answer.fields.get("alt-svc", "")
+                good = answer.status == expected and not {"strict-transport-security", "location"} & set(answer.fields)
                 good = good and told.startswith('h3=":') == (scheme == "https")
-                table.add(f"{method} {path} over {scheme}, {protocol}", good, f"{status}, HTTP/{version}, Alt-Svc: {told or 'none'}")
+                figure = f"{answer.status}, HTTP/{answer.version}, Alt-Svc: {told or 'none'}"
+                table.add(f"{method} {path} over {scheme}, {protocol}", good, figure)
 
 
 def new_session(http: str) -> str:
@@ -173,7 +111,7 @@ def tls(table: Table, ports: list[int]) -> str:
 
 def aioquic(table: Table, scratch: pathlib.Path, bases: list[str]) -> None:
     urls = [bases[0] + "/", bases[0] + "/long_dummy", bases[1] + "/long_dummy", bases[1] + "/ping"]
-    code, said = bounded([PYTHON, HERE / "aioquic_get.py", *urls], scratch, "aioquic")
+    code, said = bounded([PYTHON, HERE / "aioquic_ask.py", *urls], scratch, "aioquic")
     answers = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     if code or len(answers) != len(urls):
         table.add("aioquic", False, f"exit code {code}: {said[-300:]}")
@@ -191,35 +129,41 @@ def browser(table: Table, scratch: pathlib.Path, base: str, spki: str) -> None:
     table.add(f"Chromium loads {base}/", code == 0 and bool(told), figure)
 
 
-def https_of(fleet: Fleet) -> list[str]:
+def addresses(fleet: Fleet) -> dict:
     for line in fleet.log.read_text(errors="replace").splitlines():
         if line.startswith('{"') and '"nodes"' in line:
-            return [node["https"].replace("127.0.0.1", "localhost") for node in json.loads(line)["nodes"]]
-    raise SystemExit("`forefront dev` told no HTTPS addresses")
+            return json.loads(line)
+    raise SystemExit("`forefront dev` told no addresses")
 
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--binary", type=pathlib.Path, default=ROOT / "target/release/forefront")
     arguments.add_argument("--without-browser", action="store_true", help="leave Chromium out")
+    arguments.add_argument("--seed", type=int, default=secrets.randbelow(1 << 32), help="of schemathesis; default: another one each time")
     args = arguments.parse_args()
     processes.end_on_signals()
     table = Table()
     with tempfile.TemporaryDirectory(prefix="forefront-interop-") as directory:
         scratch = pathlib.Path(directory)
         with Fleet(args.binary.resolve(), scratch, "--long-dummy", "300ms..300ms", "--lifetime", "off") as fleet:
-            https = https_of(fleet)
+            https = [node["https"].replace("127.0.0.1", "localhost") for node in addresses(fleet)["nodes"]]
             http = [f"http://{node.http.replace('127.0.0.1', 'localhost')}" for node in fleet.nodes]
             for number, node in enumerate(fleet.nodes):
                 for protocol in CURL:
-                    status, version, _ = curl(https[number] + "/", protocol)
-                    good = status == 200 and version == {"http/1.1": "1.1", "h2": "2"}[protocol]
-                    table.add(f"curl, node {node.name}, {protocol}", good, f"{status}, HTTP/{version}")
+                    answer = curl(https[number] + "/", protocol)
+                    good = answer.status == 200 and answer.version == VERSIONS[protocol]
+                    table.add(f"curl, node {node.name}, {protocol}", good, f"{answer.status}, HTTP/{answer.version}")
             certificate = tls(table, [int(base.rsplit(":", 1)[1]) for base in https])
             aioquic(table, scratch, https)
             if not args.without_browser:
                 browser(table, scratch, https[0], key_hash(certificate))
             routes(table, http[0], https[0], new_session(http[0]))
+            billing.through_the_front(table, https)
+            billing.connectors(table, scratch, addresses(fleet)["billing"]["iproto"])
+        with billing.Node(args.binary.resolve(), scratch) as node:
+            billing.connectors(table, scratch, node.iproto, billing.USER)
+            billing.document(table, scratch, node, args.seed)
     return table.finish()
 
 

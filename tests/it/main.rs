@@ -8,6 +8,7 @@ mod bed;
 
 mod bad_input;
 mod basics;
+mod billing;
 mod caching;
 mod configuration;
 mod counts;

@@ -2,8 +2,14 @@
 //! once; so the client never sees who owns what.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use futures::future::join_all;
+use futures::stream::{self, StreamExt as _};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::error::{Kind, Problem};
 use super::gate::Caller;
@@ -14,6 +20,15 @@ use crate::billing::shard::{Cluster, Failure, Router};
 
 /// The key under which `insert_data` creates: keys count per account, so one does for all.
 const INSERT_DATA_KEY: &[u8] = b"insert_data";
+
+/// Images that come in at once.
+const IMAGES_MAX: usize = 4;
+/// Buckets of one request on their way at once.
+const MOVES_AT_ONCE: usize = 4;
+/// How long buckets are tried to be moved before it is told how far they are. With what another node then takes for its own
+/// it stays below the door's timeout.
+const MOVE_PATIENCE: Duration = Duration::from_secs(6);
+const MOVE_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a desk asks of the shards of its own node. The router's, and in tests one that fails as told.
 pub trait Shards: Clone + Send + Sync + 'static {
@@ -30,6 +45,15 @@ pub trait Shards: Clone + Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Account>, Failure>> + Send;
     fn cluster(&self) -> impl Future<Output = Cluster> + Send;
+    fn move_bucket(&self, bucket: u16, to: u32) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn assign(&self, shard: u32, to: &str) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn adopt(
+        &self,
+        shard: u32,
+        generation: u64,
+        image: Bytes,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
+    fn give(&self, shard: u32, to: &str) -> impl Future<Output = Result<(), Failure>> + Send;
     fn is_able(&self) -> bool;
 }
 
@@ -50,6 +74,22 @@ impl Shards for Router {
         Router::cluster(self).await
     }
 
+    async fn move_bucket(&self, bucket: u16, to: u32) -> Result<(), Failure> {
+        Router::move_bucket(self, bucket, to).await
+    }
+
+    async fn assign(&self, shard: u32, to: &str) -> Result<(), Failure> {
+        Router::assign(self, shard, to).await
+    }
+
+    async fn adopt(&self, shard: u32, generation: u64, image: Bytes) -> Result<(), Failure> {
+        Router::adopt(self, shard, generation, image).await
+    }
+
+    async fn give(&self, shard: u32, to: &str) -> Result<(), Failure> {
+        Router::give(self, shard, to).await
+    }
+
     fn is_able(&self) -> bool {
         Router::is_able(self)
     }
@@ -59,6 +99,7 @@ impl Shards for Router {
 pub struct Desk<S> {
     shards: S,
     peers: Peers,
+    images: Arc<Semaphore>,
 }
 
 /// The operations of one account within a batch, by their places.
@@ -76,13 +117,14 @@ type Outcome = Result<Account, Problem>;
 
 impl<S: Shards> Desk<S> {
     pub fn new(shards: S, peers: Peers) -> Desk<S> {
-        Desk { shards, peers }
+        Desk { shards, peers, images: Arc::new(Semaphore::new(IMAGES_MAX)) }
     }
 
     pub async fn one(&self, caller: Caller, order: Order) -> Outcome {
         match self.here(&order).await {
             Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
-                let results = self.peers.batch(&advertise, &[order]).await;
+                // Boxed: rare, and large.
+                let results = Box::pin(self.peers.batch(&advertise, &[order])).await;
                 results.into_iter().next().unwrap_or_else(|| Err(lost(&order)))
             }
             outcome => outcome.map_err(Problem::from),
@@ -202,6 +244,71 @@ impl<S: Shards> Desk<S> {
         Ok(accounts)
     }
 
+    /// Moves buckets to a shard, wherever they and it are; all are there when it is `Ok`. Asked again, it goes on.
+    pub async fn move_buckets(&self, caller: Caller, buckets: &[u16], to: u32) -> Result<(), Problem> {
+        let until = Instant::now() + MOVE_PATIENCE;
+        let moving =
+            buckets.iter().copied().map(async |bucket| (bucket, self.move_one(bucket, to, until).await));
+        let results: Vec<_> = stream::iter(moving).buffer_unordered(MOVES_AT_ONCE).collect().await;
+        let mut away: BTreeMap<String, Vec<u16>> = BTreeMap::new();
+        let (mut moved, mut failed) = (0, Vec::new());
+        for (bucket, result) in results {
+            match result {
+                Ok(()) => moved += 1,
+                Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
+                    away.entry(advertise).or_default().push(bucket);
+                }
+                Err(failure) => failed.push((bucket, failure.into())),
+            }
+        }
+        let away = away.into_iter().map(|(advertise, theirs)| async move {
+            (theirs.clone(), self.peers.move_buckets(&advertise, theirs, to).await)
+        });
+        for (theirs, result) in join_all(away).await {
+            match (result, theirs.first()) {
+                (Err(problem), Some(first)) => failed.push((*first, problem)),
+                _ => moved += theirs.len(),
+            }
+        }
+        moves_told(moved, buckets.len(), failed)
+    }
+
+    async fn move_one(&self, bucket: u16, to: u32, until: Instant) -> Result<(), Failure> {
+        loop {
+            let result = self.shards.move_bucket(bucket, to).await;
+            if !matches!(result, Err(Failure::Busy { .. })) || Instant::now() + MOVE_PAUSE > until {
+                return result;
+            }
+            tokio::time::sleep(MOVE_PAUSE).await;
+        }
+    }
+
+    /// Gives a shard to a node by hand, wherever it is.
+    pub async fn hand_over(&self, caller: Caller, shard: u32, to: &str) -> Result<(), Problem> {
+        match self.shards.assign(shard, to).await {
+            Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
+                self.peers.hand_over(&advertise, shard, to).await
+            }
+            result => result.map_err(Problem::from),
+        }
+    }
+
+    /// For as long as it is kept, there is room for an image that another node sends.
+    pub fn place_for_image(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.images).try_acquire_owned().map_err(|_| Kind::Busy.into())
+    }
+
+    pub async fn adopt(&self, shard: u32, generation: u64, image: Bytes) -> Result<(), Problem> {
+        self.shards.adopt(shard, generation, image).await.map_err(|failure| match failure {
+            Failure::Refused(refusal) => Problem::malformed(refusal.to_string()),
+            other => other.into(),
+        })
+    }
+
+    pub async fn give(&self, shard: u32, to: &str) -> Result<(), Problem> {
+        self.shards.give(shard, to).await.map_err(Problem::from)
+    }
+
     pub async fn cluster(&self) -> Cluster {
         self.shards.cluster().await
     }
@@ -217,6 +324,22 @@ pub(super) fn lost(order: &Order) -> Problem {
         What::Get => Kind::Busy.into(),
         What::Operate(..) => Kind::Unknown.into(),
     }
+}
+
+/// What to tell of many at once: that asking again does not help, if it does not for one; that nothing was done, if nothing
+/// was for any.
+fn moves_told(moved: usize, all: usize, failed: Vec<(u16, Problem)>) -> Result<(), Problem> {
+    let hard = failed.iter().find(|(_, problem)| !problem.kind.stops());
+    let Some((bucket, problem)) = hard.or(failed.first()) else { return Ok(()) };
+    let untouched =
+        moved == 0 && failed.iter().all(|(_, problem)| matches!(problem.kind, Kind::Busy | Kind::Loop));
+    let kind = match problem.kind {
+        kind if !kind.stops() => kind,
+        _ if untouched => return Err(problem.clone()),
+        _ => Kind::Unknown,
+    };
+    let detail = format!("{moved} of {all} buckets are there; bucket {bucket}: {}", problem.detail);
+    Err(Problem { detail, ..kind.into() })
 }
 
 fn not_tried() -> Problem {

@@ -38,6 +38,8 @@ pub enum Kind {
     NotJson,
     InsufficientFunds,
     Overflow,
+    /// A bucket or a shard, as things are.
+    Unmovable,
     /// Surely nothing was done.
     Busy,
     /// It may have been done.
@@ -76,7 +78,7 @@ struct Row {
     retry_after: Option<Duration>,
 }
 
-pub(super) const KINDS: [Kind; 16] = [
+pub(super) const KINDS: [Kind; 17] = [
     Kind::Malformed,
     Kind::Unauthorized,
     Kind::NotAPeer,
@@ -90,6 +92,7 @@ pub(super) const KINDS: [Kind; 16] = [
     Kind::NotJson,
     Kind::InsufficientFunds,
     Kind::Overflow,
+    Kind::Unmovable,
     Kind::Busy,
     Kind::Unknown,
     Kind::Loop,
@@ -177,6 +180,12 @@ impl Kind {
                 "overflow",
                 "The result would be too large",
                 "the result would be beyond 64 bits; nothing was changed",
+            ),
+            Kind::Unmovable => row(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "unmovable",
+                "It cannot be moved",
+                "the bucket or shard cannot be moved there; it stays where it is",
             ),
             Kind::Busy => soon(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -276,6 +285,7 @@ impl From<Failure> for Problem {
             Failure::Busy { retry_after } => Problem::busy(retry_after),
             Failure::Elsewhere { .. } => Kind::Loop.into(),
             Failure::Unknown => Kind::Unknown.into(),
+            Failure::Unmovable(why) => Problem { detail: why.to_string(), ..Kind::Unmovable.into() },
         }
     }
 }
@@ -316,6 +326,7 @@ fn cut(mut text: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::billing::shard::Unmovable;
 
     #[test]
     fn every_failure_has_its_status() {
@@ -336,6 +347,7 @@ mod tests {
             (busy(2001), 503, Some(3)),
             (Failure::Unknown, 504, Some(1)),
             (elsewhere(), 508, None),
+            (Unmovable::TooLarge { bytes: 7 }.into(), 422, None),
         ] {
             let text = format!("{failure:?}");
             let problem = Problem::from(failure);

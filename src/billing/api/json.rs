@@ -9,6 +9,7 @@ use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{Kind, Problem, ProblemBody};
+use super::whole::{given_whole, whole};
 use crate::billing::domain::{Account, AccountState, Key, Micros, Money, Operation, Velocity};
 
 /// As many operations as one batch may have: what one request can make others wait for.
@@ -158,20 +159,25 @@ impl ResultBody {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CreateBody {
+    #[serde(deserialize_with = "whole")]
     pub id: u64,
+    #[serde(deserialize_with = "whole")]
     balance: i64,
+    #[serde(deserialize_with = "whole")]
     velocity: i64,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AmountBody {
+    #[serde(deserialize_with = "whole")]
     amount: i64,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VelocityBody {
+    #[serde(deserialize_with = "whole")]
     velocity: i64,
 }
 
@@ -186,14 +192,15 @@ struct BatchBody {
 #[serde(deny_unknown_fields)]
 pub struct ItemBody {
     operation: Procedure,
+    #[serde(deserialize_with = "whole")]
     id: u64,
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     key: Option<String>,
-    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given_whole", skip_serializing_if = "Option::is_none")]
     balance: Option<i64>,
-    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given_whole", skip_serializing_if = "Option::is_none")]
     velocity: Option<i64>,
-    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given_whole", skip_serializing_if = "Option::is_none")]
     amount: Option<i64>,
 }
 
@@ -350,7 +357,9 @@ fn velocity(velocity: i64) -> Result<Velocity, Problem> {
 }
 
 /// What is written must be there: null is not the same as nothing.
-fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+pub(super) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }
 
@@ -431,11 +440,14 @@ mod tests {
             (&item(r#"{"operation":"add_money","id":1}"#), "operations[1]: add_money and withdraw take"),
             (&item(r#"{"operation":"add_money","id":1,"amount":1,"velocity":1}"#), "take id and amount"),
             (&item(r#"{"operation":"add_money","id":1,"amount":0}"#), "amount is 0"),
-            (&item(r#"{"operation":"add_money","id":1,"amount":null}"#), "invalid type: null"),
-            (&item(r#"{"operation":"add_money","id":1,"amount":1.0}"#), "invalid type: floating point"),
-            (&item(r#"{"operation":"add_money","id":1,"amount":9223372036854775808}"#), "invalid value"),
+            (&item(r#"{"operation":"add_money","id":1,"amount":null}"#), "`null` is no whole number"),
+            (&item(r#"{"operation":"add_money","id":1,"amount":1.5}"#), "`1.5` is no whole number"),
+            (
+                &item(r#"{"operation":"add_money","id":1,"amount":9223372036854775808}"#),
+                "to 9223372036854775807",
+            ),
             (&item(r#"{"operation":"add_money","id":1,"amount":1,"key":"a b"}"#), "visible ASCII"),
-            (&item(r#"{"operation":"withdraw","id":-1,"amount":1}"#), "invalid value"),
+            (&item(r#"{"operation":"withdraw","id":-1,"amount":1}"#), "`-1` is no whole number from 0"),
             (&item(r#"{"operation":"create","id":1,"balance":-1,"velocity":1}"#), "balance is -1"),
             (&item(r#"{"operation":"create","id":1,"balance":1,"velocity":-1}"#), "velocity is -1"),
         ] {

@@ -15,6 +15,7 @@ mod routes;
 mod server;
 #[cfg(test)]
 pub(super) mod tests;
+mod whole;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,9 +28,10 @@ use tokio_util::sync::CancellationToken;
 pub use desk::{Desk, Shards};
 pub use error::{Kind, Problem};
 pub use gate::{Caller, Gate, Token, TokenError};
-pub use json::{Order, What, key, new_key};
+pub use json::{Order, What, key};
 pub use peers::Peers;
 
+use super::shard::IMAGE_BYTES_MAX;
 use crate::drain::Drain;
 use metrics::Metrics;
 
@@ -57,8 +59,13 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Of a batch. Default 1 MiB.
     pub batch_bytes: usize,
+    /// Of a bucket that another node sends. Default what a shard lets leave at most.
+    pub image_bytes: usize,
     /// For the content to arrive; then 408. Default 10 s.
     pub body_timeout: Duration,
+    /// For a client that reads nothing of its answer; then the connection is cut. Default 20 s: as long as it would have
+    /// waited for it.
+    pub unread_timeout: Duration,
     /// For the desk to answer; then 504, or 503 where nothing was changed. Default 20 s: a failover of the journal may take
     /// longer, but no client waits so long.
     pub answer_timeout: Duration,
@@ -73,7 +80,9 @@ impl Default for Limits {
             header_timeout: Duration::from_secs(60),
             body_bytes: 64 << 10,
             batch_bytes: 1 << 20,
+            image_bytes: IMAGE_BYTES_MAX,
             body_timeout: Duration::from_secs(10),
+            unread_timeout: Duration::from_secs(20),
             answer_timeout: Duration::from_secs(20),
         }
     }

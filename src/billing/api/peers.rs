@@ -1,10 +1,12 @@
-//! Other nodes, asked on behalf of a client for what they own: always as a batch, with the nodes' token.
+//! Other nodes, asked with the nodes' token: on behalf of a client for what they own, always as a batch, and in the name of
+//! this node's shards.
 
 use std::time::Duration;
 
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, Method, Request, StatusCode, Uri};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -15,7 +17,9 @@ use super::desk::lost;
 use super::error::{Kind, Problem, ProblemBody};
 use super::gate::{PEER, Token};
 use super::json::{ItemBody, Order, PageBody, ResultsBody};
-use crate::billing::domain::Account;
+use super::routes::operators::{BucketsBody, HandOverBody};
+use crate::billing::domain::{Account, Refusal};
+use crate::billing::shard::{Failure, Neighbours};
 
 /// Nodes are near each other; one that is gone must not hold up who could be told to come again.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -25,6 +29,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const IDLE_CONNECTIONS_MAX: usize = 64;
 /// Of the answer to the largest batch.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const OCTETS: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 #[derive(Clone)]
 pub struct Peers {
@@ -70,7 +76,7 @@ impl Peers {
         let items: Vec<ItemBody> = orders.iter().map(ItemBody::of).collect();
         // Texts and numbers always serialise.
         let body = serde_json::to_vec(&BatchBody { operations: &items }).unwrap_or_default();
-        let asked = self.ask(advertise, Method::POST, "/billing/v1/batch", body.into()).await;
+        let asked = self.ask(advertise, Method::POST, "/billing/v1/batch", (JSON, body.into())).await;
         let results = match asked {
             Asked::Answer(StatusCode::OK, body) => read::<ResultsBody>(&body).map(|body| body.results),
             Asked::Answer(status, body) => {
@@ -98,7 +104,7 @@ impl Peers {
     ) -> Result<Vec<Account>, Problem> {
         let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
         let path = format!("/billing/v1/accounts?limit={limit}{after}");
-        match self.ask(advertise, Method::GET, &path, Bytes::new()).await {
+        match self.ask(advertise, Method::GET, &path, (JSON, Bytes::new())).await {
             Asked::Answer(StatusCode::OK, body) => {
                 let page = read::<PageBody>(&body).ok_or(Kind::Busy)?;
                 Ok(page.accounts.into_iter().map(Account::from).collect())
@@ -110,19 +116,58 @@ impl Peers {
         }
     }
 
-    async fn ask(&self, advertise: &str, method: Method, path: &str, body: Bytes) -> Asked {
+    /// Buckets of which that node has the shards.
+    pub async fn move_buckets(
+        &self,
+        advertise: &str,
+        buckets: Vec<u16>,
+        to_shard: u32,
+    ) -> Result<(), Problem> {
+        self.tell(advertise, "/billing/v1/cluster/move", &BucketsBody { buckets, to_shard }).await
+    }
+
+    /// A shard that the node has goes to another one, by hand.
+    pub async fn hand_over(&self, advertise: &str, shard: u32, to: &str) -> Result<(), Problem> {
+        let body = HandOverBody { shard, to: to.to_owned() };
+        self.tell(advertise, "/billing/v1/cluster/hand_over", &body).await
+    }
+
+    async fn tell(&self, advertise: &str, path: &str, body: &impl Serialize) -> Result<(), Problem> {
+        let body = serde_json::to_vec(body).unwrap_or_default();
+        self.done(advertise, path, (JSON, body.into())).await
+    }
+
+    async fn done(&self, advertise: &str, path: &str, content: (HeaderValue, Bytes)) -> Result<(), Problem> {
+        match self.ask(advertise, Method::POST, path, content).await {
+            Asked::Answer(StatusCode::OK, _) => Ok(()),
+            Asked::Answer(status, body) => {
+                let told = read::<ProblemBody>(&body).and_then(Problem::from_body);
+                let told = told.filter(|told| !matches!(told.kind, Kind::NotAPeer | Kind::Unauthorized));
+                Err(told.or_else(|| refused(advertise, status, &body)).unwrap_or(Kind::Unknown.into()))
+            }
+            Asked::Unsent => Err(Kind::Busy.into()),
+            Asked::Lost => Err(Kind::Unknown.into()),
+        }
+    }
+
+    async fn ask(
+        &self,
+        advertise: &str,
+        method: Method,
+        path: &str,
+        (media, body): (HeaderValue, Bytes),
+    ) -> Asked {
         let Some(token) = &self.token else {
             tracing::error!(
                 peer = advertise,
-                "another node owns the account, and without node.peer_token_file it cannot be asked"
+                "another node has to be asked, and without node.peer_token_file it cannot be"
             );
             return Asked::Unsent;
         };
         let uri = Uri::builder().scheme("http").authority(advertise).path_and_query(path).build();
         let request = uri.and_then(|uri| {
-            let json = HeaderValue::from_static("application/json");
             let request = Request::builder().method(method).uri(uri);
-            request.header(CONTENT_TYPE, json).header(PEER, token).body(Full::new(body))
+            request.header(CONTENT_TYPE, media).header(PEER, token).body(Full::new(body))
         });
         let request = match request {
             Ok(request) => request,
@@ -149,6 +194,39 @@ impl Peers {
                 Asked::Lost
             }
         }
+    }
+}
+
+impl Neighbours for Peers {
+    fn adopt(
+        &self,
+        advertise: &str,
+        shard: u32,
+        generation: u64,
+        image: Bytes,
+    ) -> BoxFuture<'static, Result<(), Failure>> {
+        let (peers, advertise) = (self.clone(), advertise.to_owned());
+        let path = format!("/billing/v1/cluster/adopt?shard={shard}&generation={generation}");
+        Box::pin(async move { peers.done(&advertise, &path, (OCTETS, image)).await.map_err(failure) })
+    }
+
+    fn give(&self, advertise: &str, shard: u32, to: &str) -> BoxFuture<'static, Result<(), Failure>> {
+        let (peers, advertise) = (self.clone(), advertise.to_owned());
+        let body = HandOverBody { shard, to: to.to_owned() };
+        Box::pin(
+            async move { peers.tell(&advertise, "/billing/v1/cluster/give", &body).await.map_err(failure) },
+        )
+    }
+}
+
+/// What another node's answer means to a shard, which asks again whatever it was.
+fn failure(problem: Problem) -> Failure {
+    match problem {
+        Problem { kind: Kind::Busy | Kind::Loop, retry_after, .. } => {
+            Failure::Busy { retry_after: retry_after.unwrap_or_default() }
+        }
+        Problem { kind: Kind::Malformed | Kind::BodyTooLarge, .. } => Refusal::BadBucket.into(),
+        _ => Failure::Unknown,
     }
 }
 

@@ -1,5 +1,7 @@
 //! The routes: what is read of a request, what is asked of the desk, what is answered.
 
+pub(super) mod operators;
+
 use std::sync::Arc;
 
 use axum::Router;
@@ -7,7 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
@@ -22,6 +24,7 @@ use super::json::{
     AccountBody, AccountsBody, AmountBody, BATCH_KEY_BYTES_MAX, CreateBody, Order, PageBody, ResultBody,
     ResultsBody, VelocityBody, What, batch as read_batch, key as read_key, new_key, object,
 };
+use super::whole::of_text;
 use super::{Api, Inner, NODE_PAGE_MAX, OPENAPI, Shards};
 use crate::billing::domain::{Account, Key, Operation};
 use crate::clock;
@@ -40,8 +43,6 @@ type Answer = Result<Response, Problem>;
 
 /// One line of the table below.
 pub(super) struct Route<S> {
-    #[cfg_attr(not(test), expect(dead_code, reason = "axum does not tell what it routes; tests ask this"))]
-    pub method: Method,
     pub path: &'static str,
     /// In metrics.
     name: &'static str,
@@ -52,23 +53,26 @@ pub(super) struct Route<S> {
 
 /// Every route there is.
 pub(super) fn table<S: Shards>() -> Vec<Route<S>> {
-    let guarded = |method, path, name, handler| Route { method, path, name, handler, guarded: true };
-    let open = |path, name, handler| Route { method: Method::GET, path, name, handler, guarded: false };
+    let guarded = |path, name, handler| Route { path, name, handler, guarded: true };
+    let open = |path, name, handler| Route { path, name, handler, guarded: false };
     vec![
-        guarded(Method::GET, "/billing/v1/accounts", "list", get(list::<S>)),
-        guarded(Method::POST, "/billing/v1/accounts", "create", post(create::<S>)),
-        guarded(Method::GET, "/billing/v1/accounts/{id}", "get", get(get_account::<S>)),
-        guarded(Method::POST, "/billing/v1/accounts/{id}/add_money", "add_money", post(add_money::<S>)),
-        guarded(Method::POST, "/billing/v1/accounts/{id}/withdraw", "withdraw", post(withdraw::<S>)),
+        guarded("/billing/v1/accounts", "list", get(list::<S>)),
+        guarded("/billing/v1/accounts", "create", post(create::<S>)),
+        guarded("/billing/v1/accounts/{id}", "get", get(get_account::<S>)),
+        guarded("/billing/v1/accounts/{id}/add_money", "add_money", post(add_money::<S>)),
+        guarded("/billing/v1/accounts/{id}/withdraw", "withdraw", post(withdraw::<S>)),
         guarded(
-            Method::POST,
             "/billing/v1/accounts/{id}/update_spending_velocity",
             "update_spending_velocity",
             post(update_spending_velocity::<S>),
         ),
-        guarded(Method::POST, "/billing/v1/batch", "batch", post(batch::<S>)),
-        guarded(Method::POST, "/billing/v1/insert_data", "insert_data", post(insert_data::<S>)),
-        guarded(Method::GET, "/billing/v1/cluster", "cluster", get(cluster::<S>)),
+        guarded("/billing/v1/batch", "batch", post(batch::<S>)),
+        guarded("/billing/v1/insert_data", "insert_data", post(insert_data::<S>)),
+        guarded("/billing/v1/cluster", "cluster", get(cluster::<S>)),
+        guarded("/billing/v1/cluster/move", "move", post(operators::move_buckets::<S>)),
+        guarded("/billing/v1/cluster/hand_over", "hand_over", post(operators::hand_over::<S>)),
+        guarded("/billing/v1/cluster/adopt", "adopt", post(operators::adopt::<S>)),
+        guarded("/billing/v1/cluster/give", "give", post(operators::give::<S>)),
         open("/billing/v1/openapi.json", "openapi", get(openapi)),
         open("/ping", "ping", get(ping::<S>)),
         open("/metrics", "metrics", get(metrics::<S>)),
@@ -78,7 +82,7 @@ pub(super) fn table<S: Shards>() -> Vec<Route<S>> {
 pub(super) fn router<S: Shards>(api: Api<S>) -> Router {
     let Api(inner) = api;
     let mut router = Router::new();
-    for Route { method: _, path, name, handler, guarded } in table::<S>() {
+    for Route { path, name, handler, guarded } in table::<S>() {
         let handler = match guarded {
             true => handler.route_layer(from_fn_with_state((Arc::clone(&inner), name), guard::<S>)),
             false => handler,
@@ -294,11 +298,7 @@ fn told_key(key: &Key, answer: Answer) -> Response {
 fn account_id(path: Id) -> Result<u64, Problem> {
     let refused = || Problem::malformed("the id of an account is a whole number below 2^64");
     let Path(text) = path.map_err(|_| refused())?;
-    number(&text).ok_or_else(refused)
-}
-
-fn number<N: std::str::FromStr>(text: &str) -> Option<N> {
-    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+    of_text(&text).ok_or_else(refused)
 }
 
 /// `after` and `limit` of a listing.
@@ -308,14 +308,15 @@ fn page(query: &str, most: usize) -> Result<(Option<u64>, usize), Problem> {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let twice = match name {
             "after" => after
-                .replace(number(value).ok_or_else(|| {
+                .replace(of_text(value).ok_or_else(|| {
                     Problem::malformed("after must be the id of an account, a whole number below 2^64")
                 })?)
                 .is_some(),
             "limit" => {
-                let number = number(value).filter(|limit| (1..=most).contains(limit));
+                let number = of_text::<u64>(value).and_then(|limit| usize::try_from(limit).ok());
                 let refused = || Problem::malformed(format!("limit must be a number from 1 to {most}"));
-                limit.replace(number.ok_or_else(refused)?).is_some()
+                let number = number.filter(|limit| (1..=most).contains(limit)).ok_or_else(refused)?;
+                limit.replace(number).is_some()
             }
             _ => return Err(Problem::malformed("a listing takes after and limit, nothing else")),
         };
@@ -350,7 +351,7 @@ async fn collect<S>(api: &Inner<S>, request: Request, bytes_max: usize) -> Resul
         ..Kind::BodyTooLarge.into()
     };
     let declared = single(request.headers(), &CONTENT_LENGTH).and_then(|text| std::str::from_utf8(text).ok());
-    if declared.and_then(number).is_some_and(|declared: u64| declared > bytes_max as u64) {
+    if declared.and_then(|text| text.parse().ok()).is_some_and(|declared: u64| declared > bytes_max as u64) {
         return Err(too_large());
     }
     let reading = axum::body::to_bytes(request.into_body(), bytes_max);

@@ -7,6 +7,8 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::TcpUserTimeout;
 use prometheus::IntGauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -76,6 +78,11 @@ async fn accept(
 async fn connection(stream: TcpStream, router: Router, limits: Limits, closing: CancellationToken) {
     // An answer is one write; it must not wait for the one before to be acknowledged. If it cannot be set, it does.
     let _ = stream.set_nodelay(true);
+    // hyper waits for ever. The system does not, if it is told; of Linux, also while the peer says that it has no room.
+    let millis = u32::try_from(limits.unread_timeout.as_millis()).unwrap_or(u32::MAX);
+    if let Err(error) = setsockopt(&stream, TcpUserTimeout, &millis) {
+        tracing::warn!(%error, "billing could not bound how long a client may leave its answer unread");
+    }
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)

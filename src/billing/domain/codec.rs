@@ -14,13 +14,17 @@
 //!          | 5 account version                   deplete
 //!          | 6 account version at                delivered
 //!          | 7 before                            forget
-//!          | 8 bucket                            release
-//!          | 9 length bytes                      adopt
+//!          | 8 bucket shard generation           release
+//!          | 9 generation length bytes           adopt
+//!          | 10 bucket generation                sent
+//!          | 11 node                             assign
 //! key      = length:u8 bytes
+//! node     = length:u8 UTF-8
 //! ```
 
 use super::command::{Batch, Command, Key, Operation};
 use super::money::{Micros, Money, Velocity};
+use super::moving::Assignment;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CodecError {
@@ -35,6 +39,8 @@ pub enum CodecError {
 }
 
 const BATCH_VERSION: u8 = 1;
+/// Of the longest varint.
+pub(super) const NUMBER_BYTES_MAX: usize = 10;
 
 impl Batch {
     /// Appends the batch. A usual command takes about 8 bytes and its key.
@@ -97,14 +103,26 @@ impl Command {
                 out.push(7);
                 put(out, before.get());
             }
-            Command::Release { bucket } => {
+            Command::Release { bucket, to, generation } => {
                 out.push(8);
                 put(out, u64::from(*bucket));
+                put(out, u64::from(*to));
+                put(out, *generation);
             }
-            Command::Adopt { image } => {
+            Command::Adopt { generation, image } => {
                 out.push(9);
+                put(out, *generation);
                 put(out, image.len() as u64);
                 out.extend_from_slice(image);
+            }
+            Command::Sent { bucket, generation } => {
+                out.push(10);
+                put(out, u64::from(*bucket));
+                put(out, *generation);
+            }
+            Command::Assign { node } => {
+                out.push(11);
+                put_node(out, node);
             }
         }
     }
@@ -134,14 +152,18 @@ impl Command {
                 at: reader.micros()?,
             }),
             7 => Ok(Command::Forget { before: reader.micros()? }),
-            8 => {
-                let bucket = u16::try_from(reader.number()?).map_err(|_| CodecError::Malformed("bucket"))?;
-                Ok(Command::Release { bucket })
-            }
+            8 => Ok(Command::Release {
+                bucket: reader.number_u16()?,
+                to: reader.number_u32()?,
+                generation: reader.number()?,
+            }),
             9 => {
+                let generation = reader.number()?;
                 let length = usize::try_from(reader.number()?).map_err(|_| CodecError::Truncated)?;
-                Ok(Command::Adopt { image: reader.bytes(length)?.into() })
+                Ok(Command::Adopt { generation, image: reader.bytes(length)?.into() })
             }
+            10 => Ok(Command::Sent { bucket: reader.number_u16()?, generation: reader.number()? }),
+            11 => Ok(Command::Assign { node: reader.node()? }),
             _ => Err(CodecError::Malformed("command")),
         }
     }
@@ -157,6 +179,14 @@ pub(super) fn put(out: &mut Vec<u8>, mut value: u64) {
 
 pub(super) fn put_signed(out: &mut Vec<u8>, value: i64) {
     put(out, (value << 1 ^ value >> 63) as u64);
+}
+
+/// A name that is too long is cut, so that what is written can be read; whoever takes names has bounded them.
+pub(super) fn put_node(out: &mut Vec<u8>, node: &str) {
+    let end = (0..=Assignment::NODE_BYTES_MAX.min(node.len())).rev().find(|at| node.is_char_boundary(*at));
+    let node = &node[..end.unwrap_or_default()];
+    out.push(node.len() as u8);
+    out.extend_from_slice(node.as_bytes());
 }
 
 /// What is left to read.
@@ -193,6 +223,10 @@ impl<'b> Reader<'b> {
         Err(CodecError::Malformed("number"))
     }
 
+    pub fn number_u16(&mut self) -> Result<u16, CodecError> {
+        u16::try_from(self.number()?).map_err(|_| CodecError::Malformed("number"))
+    }
+
     pub fn number_u32(&mut self) -> Result<u32, CodecError> {
         u32::try_from(self.number()?).map_err(|_| CodecError::Malformed("number"))
     }
@@ -206,6 +240,13 @@ impl<'b> Reader<'b> {
         let micros = self.number()?;
         let at = Micros::new(micros);
         if at.get() == micros { Ok(at) } else { Err(CodecError::Malformed("time")) }
+    }
+
+    pub fn node(&mut self) -> Result<Box<str>, CodecError> {
+        let length = usize::from(self.byte()?);
+        let node = std::str::from_utf8(self.bytes(length)?).ok();
+        let node = node.filter(|_| (1..=Assignment::NODE_BYTES_MAX).contains(&length));
+        node.map(Box::from).ok_or(CodecError::Malformed("node"))
     }
 
     pub fn end(self) -> Result<(), CodecError> {

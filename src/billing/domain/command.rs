@@ -96,13 +96,30 @@ pub enum Command {
     Forget {
         before: Micros,
     },
-    /// The bucket, its accounts and their keys are another shard's from now on. Its image must be durable first.
+    /// The bucket, its accounts and their keys are on their way to another shard from now on. Stale if it was released or
+    /// adopted at this generation or a later one.
     Release {
         bucket: u16,
+        /// Not this shard itself, which would take its own image for an old one.
+        to: u32,
+        /// One more than the bucket's.
+        generation: u64,
     },
-    /// A bucket as [`State::bucket_image`](super::State::bucket_image) wrote it is this shard's from now on.
+    /// A bucket as [`Outgoing::image`](super::Outgoing::image) wrote it is this shard's from now on. Stale if this shard has
+    /// seen this generation of it, or a later one.
     Adopt {
+        generation: u64,
         image: Box<[u8]>,
+    },
+    /// The bucket that was released at this generation has arrived, and is forgotten here. Stale if it was before.
+    Sent {
+        bucket: u16,
+        generation: u64,
+    },
+    /// Somebody gave the shard to this node by hand, which is a reason to leave it there for a while. The name has 1 to
+    /// [`Assignment::NODE_BYTES_MAX`](super::Assignment::NODE_BYTES_MAX) bytes.
+    Assign {
+        node: Box<str>,
     },
 }
 

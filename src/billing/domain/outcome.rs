@@ -24,7 +24,8 @@ pub enum Refusal {
     /// This state does not hold the account's bucket. Not kept: the shard that has it decides.
     #[error("the account's bucket is not here")]
     Elsewhere,
-    /// A bucket to release that is not here, one to adopt that is here already, or an image that cannot be read.
+    /// A bucket to release that is not here, one to adopt that is here already, or an image that cannot be read. Nobody who
+    /// keeps to the order of moving asks so.
     #[error("the bucket cannot be moved")]
     BadBucket,
 }

@@ -4,7 +4,9 @@
 //! however they came about.
 //!
 //! ```text
-//! state    = "ffbs" version:u8 last horizon count (number content)*
+//! state    = "ffbs" version:u8 last horizon count (number content)* generation*1000 count outgoing* assigned
+//! outgoing = number shard generation last horizon content
+//! assigned = 0 | length:u8 node at
 //! bucket   = "ffbb" version:u8 last horizon number content
 //! content  = count account* count key*
 //! account  = id (less the last one's, less 1, but for the first) velocity version since stage
@@ -19,9 +21,10 @@ use aws_lc_rs::digest::{Context, SHA256};
 
 use super::account::{Parts, Record, Row, Stage};
 use super::bucket::{BUCKETS, Bucket, bucket_of};
-use super::codec::{CodecError, Reader, put};
+use super::codec::{CodecError, NUMBER_BYTES_MAX, Reader, put, put_node};
 use super::idempotency::{Entry, Kept, KeyHash};
 use super::money::{Micros, Money, Velocity};
+use super::moving::{Assignment, Outgoing};
 use super::state::State;
 
 const STATE_MAGIC: &[u8; 4] = b"ffbs";
@@ -30,7 +33,6 @@ const VERSION: u8 = 1;
 
 /// A bucket on its way.
 pub struct Image {
-    pub bucket: u16,
     pub last: Micros,
     pub content: Bucket,
 }
@@ -58,6 +60,22 @@ impl State {
             let content = content(&mut reader, bucket, last, horizon)?;
             state.buckets[usize::from(bucket)] = Some(Arc::new(content));
         }
+        for (seen, bucket) in state.generations.iter_mut().zip(&state.buckets) {
+            *seen = reader.number()?;
+            if bucket.is_some() && *seen == 0 {
+                return Err(CodecError::Malformed("generation"));
+            }
+        }
+        first = 0;
+        for _ in 0..reader.number()? {
+            let outgoing = outgoing(&mut reader, &state)?;
+            if outgoing.bucket < first {
+                return Err(CodecError::Malformed("order of buckets"));
+            }
+            first = outgoing.bucket + 1;
+            state.outgoing.insert(outgoing.bucket, outgoing);
+        }
+        state.assignment = assignment(&mut reader, last)?;
         reader.end()?;
         Ok(state)
     }
@@ -80,17 +98,9 @@ impl State {
         digest.finish()
     }
 
-    /// A bucket for [`State::absorb`] of another shard; `None` if it is not here.
-    pub fn bucket_image(&self, bucket: u16) -> Option<Vec<u8>> {
-        let content = self.bucket(bucket)?;
-        let mut out = self.header(BUCKET_MAGIC);
-        put(&mut out, u64::from(bucket));
-        put_content(&mut out, content);
-        Some(out)
-    }
-
     fn encode_parts(&self, mut take: impl FnMut(&[u8])) {
-        let mut part = self.header(STATE_MAGIC);
+        let State { buckets: _, last, horizon, generations, outgoing, assignment } = self;
+        let mut part = start(STATE_MAGIC, *last, *horizon);
         put(&mut part, self.buckets().count() as u64);
         take(&part);
         for (bucket, content) in self.buckets().filter_map(|bucket| Some((bucket, self.bucket(bucket)?))) {
@@ -99,14 +109,24 @@ impl State {
             put_content(&mut part, content);
             take(&part);
         }
-    }
-
-    fn header(&self, magic: &[u8; 4]) -> Vec<u8> {
-        let mut out = magic.to_vec();
-        out.push(VERSION);
-        put(&mut out, self.last.get());
-        put(&mut out, self.horizon.get());
-        out
+        part.clear();
+        generations.iter().for_each(|seen| put(&mut part, *seen));
+        put(&mut part, outgoing.len() as u64);
+        take(&part);
+        for outgoing in outgoing.values() {
+            part.clear();
+            put_outgoing(&mut part, outgoing);
+            take(&part);
+        }
+        part.clear();
+        match assignment {
+            None => part.push(0),
+            Some(Assignment { node, at }) => {
+                put_node(&mut part, node);
+                put(&mut part, at.get());
+            }
+        }
+        take(&part);
     }
 }
 
@@ -143,7 +163,69 @@ pub fn decode_image(bytes: &[u8]) -> Result<Image, CodecError> {
     let bucket = number_of_bucket(&mut reader)?;
     let content = content(&mut reader, bucket, last, horizon)?;
     reader.end()?;
-    Ok(Image { bucket, last, content })
+    Ok(Image { last, content })
+}
+
+/// Which bucket it says it is of; the rest is not looked at.
+pub fn bucket_of_image(bytes: &[u8]) -> Result<u16, CodecError> {
+    let mut reader = Reader(bytes);
+    header(&mut reader, BUCKET_MAGIC)?;
+    number_of_bucket(&mut reader)
+}
+
+pub fn put_image(bucket: u16, last: Micros, horizon: Micros, content: &Bucket) -> Vec<u8> {
+    let mut out = start(BUCKET_MAGIC, last, horizon);
+    put(&mut out, u64::from(bucket));
+    put_content(&mut out, content);
+    out
+}
+
+/// What an image of so many accounts and keys takes at most: every number at its longest.
+pub fn image_bound(accounts: usize, keys: usize) -> usize {
+    const BEGIN: usize = 4 + 1 + 2 * NUMBER_BYTES_MAX + 3 + 2 * NUMBER_BYTES_MAX;
+    const ACCOUNT: usize = 3 * NUMBER_BYTES_MAX + 5 + 1 + NUMBER_BYTES_MAX + 5;
+    const KEY: usize = 16 + 8 + 3 * NUMBER_BYTES_MAX + 2 * 5;
+    BEGIN.saturating_add(accounts.saturating_mul(ACCOUNT)).saturating_add(keys.saturating_mul(KEY))
+}
+
+fn start(magic: &[u8; 4], last: Micros, horizon: Micros) -> Vec<u8> {
+    let mut out = magic.to_vec();
+    out.push(VERSION);
+    put(&mut out, last.get());
+    put(&mut out, horizon.get());
+    out
+}
+
+fn put_outgoing(out: &mut Vec<u8>, outgoing: &Outgoing) {
+    let Outgoing { bucket, to, generation, last, horizon, content } = outgoing;
+    put(out, u64::from(*bucket));
+    put(out, u64::from(*to));
+    put(out, *generation);
+    put(out, last.get());
+    put(out, horizon.get());
+    put_content(out, content);
+}
+
+/// Released at the last generation that was seen, so it is not held.
+fn outgoing(reader: &mut Reader, state: &State) -> Result<Outgoing, CodecError> {
+    let bucket = number_of_bucket(reader)?;
+    let (to, generation) = (reader.number_u32()?, reader.number()?);
+    let (last, horizon) = (reader.micros()?, reader.micros()?);
+    let in_time = horizon <= last && last <= state.last;
+    if !in_time || state.bucket(bucket).is_some() || state.seen(bucket) != generation || generation == 0 {
+        return Err(CodecError::Malformed("outgoing bucket"));
+    }
+    let content = Arc::new(content(reader, bucket, last, horizon)?);
+    Ok(Outgoing { bucket, to, generation, last, horizon, content })
+}
+
+fn assignment(reader: &mut Reader, last: Micros) -> Result<Option<Assignment>, CodecError> {
+    if reader.0.first() == Some(&0) {
+        reader.byte()?;
+        return Ok(None);
+    }
+    let (node, at) = (reader.node()?, reader.micros()?);
+    if at <= last { Ok(Some(Assignment { node, at })) } else { Err(CodecError::Malformed("time")) }
 }
 
 fn put_content(out: &mut Vec<u8>, content: &Bucket) {

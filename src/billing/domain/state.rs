@@ -1,14 +1,14 @@
 //! All accounts and keys of a shard, and `apply`.
 
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BinaryHeap};
 use std::sync::Arc;
 
 use super::account::{Account, Record, Row, Stage};
 use super::bucket::{BUCKETS, Bucket, bucket_of};
-use super::codec::CodecError;
 use super::command::{Batch, Command, Operation};
 use super::idempotency::{Entry, Kept, KeyHash};
 use super::money::{Micros, Velocity};
+use super::moving::{Assignment, Outgoing};
 use super::outcome::{Applied, Events, Refusal, Reply};
 
 /// The state machine of a shard. What it is depends on the commands and their times alone, so replaying a journal gives
@@ -25,6 +25,11 @@ pub struct State {
     pub(super) last: Micros,
     /// Keys from before are forgotten.
     pub(super) horizon: Micros,
+    /// The greatest that was seen of each bucket, by number; 0: none. See [`super::moving`].
+    pub(super) generations: Vec<u64>,
+    /// Released and perhaps not arrived. None of them is in `buckets`.
+    pub(super) outgoing: BTreeMap<u16, Outgoing>,
+    pub(super) assignment: Option<Assignment>,
 }
 
 /// When an account's money ends, unless something happens before.
@@ -56,14 +61,20 @@ pub struct Memory {
 const AHEAD: usize = 16;
 
 impl State {
-    /// Without accounts, holding these buckets (a number beyond the last is none).
+    /// Without accounts, holding these buckets (a number beyond the last is none) as if they had been adopted at their
+    /// first generation.
     pub fn new(buckets: impl IntoIterator<Item = u16>) -> State {
-        let mut state =
-            State { buckets: vec![None; usize::from(BUCKETS)], last: Micros::ZERO, horizon: Micros::ZERO };
-        for bucket in buckets {
-            if let Some(place) = state.buckets.get_mut(usize::from(bucket)) {
-                *place = Some(Arc::default());
-            }
+        let mut state = State {
+            buckets: vec![None; usize::from(BUCKETS)],
+            last: Micros::ZERO,
+            horizon: Micros::ZERO,
+            generations: vec![0; usize::from(BUCKETS)],
+            outgoing: BTreeMap::new(),
+            assignment: None,
+        };
+        for bucket in buckets.into_iter().map(usize::from).filter(|bucket| *bucket < usize::from(BUCKETS)) {
+            state.buckets[bucket] = Some(Arc::default());
+            state.generations[bucket] = 1;
         }
         state
     }
@@ -118,15 +129,21 @@ impl State {
                 self.follow_up(*account, at, |record, events| record.delivered(*version, *answered, events))
             }
             Command::Forget { before } => self.forget(*before, at),
-            Command::Release { bucket } => {
-                let released = self.place(*bucket).and_then(Option::take).is_some();
-                self.moved(released, at)
+            Command::Release { bucket, to, generation } => {
+                let moved = self.release(*bucket, *to, *generation, at);
+                self.moved(moved, at)
             }
-            Command::Adopt { image } => {
-                let adopted = self.absorb(image).is_ok();
-                // The image may come from a shard whose time is later.
-                let at = at.max(self.last);
-                self.moved(adopted, at)
+            Command::Adopt { generation, image } => {
+                let moved = self.adopt(image, *generation);
+                self.moved(moved, at)
+            }
+            Command::Sent { bucket, generation } => {
+                let moved = self.sent(*bucket, *generation);
+                self.moved(moved, at)
+            }
+            Command::Assign { node } => {
+                let moved = self.assign(node, at);
+                self.moved(moved, at)
             }
         }
     }
@@ -201,11 +218,11 @@ impl State {
         Applied { events: Events::default(), result, at, changed, replayed: false }
     }
 
-    fn moved(&mut self, changed: bool, at: Micros) -> Applied {
+    fn moved(&mut self, (changed, result): (bool, Result<Reply, Refusal>), at: Micros) -> Applied {
+        let at = at.max(self.last);
         if changed {
             self.last = at;
         }
-        let result = if changed { Ok(Reply::Done) } else { Err(Refusal::BadBucket) };
         Applied { events: Events::default(), result, at, changed, replayed: false }
     }
 
@@ -260,11 +277,17 @@ impl State {
 
     /// Of every depletion that is journaled and not delivered, in no order: what a new owner sends.
     pub fn orders(&self) -> impl Iterator<Item = Order> {
-        self.records().filter_map(|record| {
-            let Row { id, version, since, stage, .. } = record.row();
-            let Stage::Stopped { velocity } = stage else { return None };
-            Some(Order { account: id, version, depleted_at: since, velocity })
-        })
+        self.records().filter_map(order)
+    }
+
+    /// [`State::timers`] of one bucket: what comes with it.
+    pub fn timers_of(&self, bucket: u16) -> impl Iterator<Item = Timer> {
+        self.records_of(bucket).filter_map(timer)
+    }
+
+    /// [`State::orders`] of one bucket.
+    pub fn orders_of(&self, bucket: u16) -> impl Iterator<Item = Order> {
+        self.records_of(bucket).filter_map(order)
     }
 
     /// The buckets that are here, ascending.
@@ -281,40 +304,18 @@ impl State {
         self.held().map(|bucket| bucket.len()).sum()
     }
 
-    /// The shard bounds it, by refusing new commands.
+    /// Of the buckets that are here. The shard bounds it, by refusing new commands.
     pub fn keys_len(&self) -> usize {
         self.held().map(|bucket| bucket.keys.len()).sum()
     }
 
     pub fn memory(&self) -> Memory {
+        let all = self.held().chain(self.outgoing().map(|outgoing| outgoing.content.as_ref()));
         let (accounts, keys) =
-            self.held().map(Bucket::bytes).fold((0, 0), |(a, k), (accounts, keys)| (a + accounts, k + keys));
-        let table = self.buckets.capacity() * size_of::<Option<Arc<Bucket>>>();
+            all.map(Bucket::bytes).fold((0, 0), |(a, k), (accounts, keys)| (a + accounts, k + keys));
+        let table = self.buckets.capacity() * size_of::<Option<Arc<Bucket>>>()
+            + self.generations.capacity() * size_of::<u64>();
         Memory { accounts_bytes: accounts + table, keys_bytes: keys }
-    }
-
-    // --------------------------------------------------------------------------------------------------------- moving
-
-    /// Takes a bucket out, with its accounts and keys. What [`Command::Release`] does, and gives the image first.
-    pub fn extract_bucket(&mut self, bucket: u16) -> Option<Vec<u8>> {
-        let image = self.bucket_image(bucket)?;
-        self.place(bucket)?.take();
-        Some(image)
-    }
-
-    /// Takes a bucket in, and says which. What [`Command::Adopt`] does. Nothing is changed by an error.
-    pub fn absorb(&mut self, image: &[u8]) -> Result<u16, CodecError> {
-        let image = super::snapshot::decode_image(image)?;
-        let horizon = self.horizon;
-        let place = self.place(image.bucket).ok_or(CodecError::Malformed("bucket"))?;
-        if place.is_some() {
-            return Err(CodecError::Malformed("bucket that is not here yet"));
-        }
-        let mut content = image.content;
-        content.keys.sweep(horizon);
-        *place = Some(Arc::new(content));
-        self.last = self.last.max(image.last);
-        Ok(image.bucket)
     }
 
     pub(super) fn bucket(&self, bucket: u16) -> Option<&Bucket> {
@@ -337,4 +338,10 @@ fn key_hash(command: &Command) -> Option<KeyHash> {
 
 fn timer(record: &Record) -> Option<Timer> {
     Some(Timer { account: record.id(), version: record.version(), at: record.depletes_at()? })
+}
+
+pub(super) fn order(record: &Record) -> Option<Order> {
+    let Row { id, version, since, stage, .. } = record.row();
+    let Stage::Stopped { velocity } = stage else { return None };
+    Some(Order { account: id, version, depleted_at: since, velocity })
 }

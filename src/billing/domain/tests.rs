@@ -54,7 +54,11 @@ pub struct Shard {
 
 impl Shard {
     pub fn new() -> Shard {
-        Shard { state: State::new(0..BUCKETS), journal: Vec::new(), fresh: 0 }
+        Shard::of(0..BUCKETS)
+    }
+
+    pub fn of(buckets: impl IntoIterator<Item = u16>) -> Shard {
+        Shard { state: State::new(buckets), journal: Vec::new(), fresh: 0 }
     }
 
     pub fn run(&mut self, command: Command, now: u64) -> Applied {
@@ -81,7 +85,10 @@ impl Shard {
     }
 
     pub fn replayed(&self) -> State {
-        let mut state = State::new(0..BUCKETS);
+        self.replayed_on(State::new(0..BUCKETS))
+    }
+
+    pub fn replayed_on(&self, mut state: State) -> State {
         self.journal.iter().for_each(|batch| state.replay(&Batch::decode(batch).unwrap()));
         state
     }
@@ -95,7 +102,12 @@ impl State {
             (Some(one), Some(other)) => Arc::ptr_eq(one, other),
             (one, other) => one.is_none() && other.is_none(),
         });
-        shared.count() == usize::from(BUCKETS) && (self.last, self.horizon) == (now.last, now.horizon)
+        let going = |state: &State| -> Vec<_> {
+            state.outgoing().map(|outgoing| (outgoing.bucket, outgoing.to, outgoing.generation)).collect()
+        };
+        shared.count() == usize::from(BUCKETS)
+            && (self.last, self.horizon, &self.generations) == (now.last, now.horizon, &now.generations)
+            && (going(self), &self.assignment) == (going(now), &now.assignment)
     }
 }
 

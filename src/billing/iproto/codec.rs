@@ -107,9 +107,9 @@ impl<'a> Arguments<'a> {
         let length = reader.array()?;
         let mut arguments = Arguments { length, ..Arguments::NONE };
         for place in 0..length {
-            let value = reader.raw()?;
+            let value = reader.shallow()?;
             if let Some(kept) = arguments.values.get_mut(place) {
-                *kept = { value }.value()?;
+                *kept = value;
             }
         }
         Ok(arguments)

@@ -1,20 +1,25 @@
-//! Who a client is: greeting, users, `chap-sha1`. Pure but for reading a file.
+//! Who a client is: greeting, users, `chap-sha1`. Pure but for reading a file. No password stays in memory.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
-use aws_lc_rs::digest::{Context, SHA1_FOR_LEGACY_USE_ONLY, digest};
+use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 
 pub const GREETING_BYTES: usize = 128;
 const SALT_BYTES: usize = 32;
 const SCRAMBLE_BYTES: usize = 20;
+/// Of base64.
+pub(super) const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 /// A file of users, not of anything else.
 const FILE_BYTES_MAX: usize = 1 << 20;
 
-/// Passwords by name. None: everybody is `guest` and may do all.
+/// What is kept of a password, which is enough to recognise it: `sha1(sha1(password))`.
+type Digest = [u8; SCRAMBLE_BYTES];
+
+/// Who may log in, by name. None: everybody is `guest` and may do all.
 #[derive(Clone, Default)]
-pub struct Users(Option<BTreeMap<Vec<u8>, Vec<u8>>>);
+pub struct Users(Option<BTreeMap<Vec<u8>, Digest>>);
 
 #[derive(Debug, thiserror::Error)]
 pub enum UsersError {
@@ -53,7 +58,7 @@ impl Users {
             if name.is_empty() || password.is_empty() {
                 return Err(UsersError::Bad { path: path.to_owned(), line: number });
             }
-            users.insert(name.to_vec(), password.to_vec());
+            users.insert(name.to_vec(), sha1(&sha1(password)));
         }
         match users.is_empty() {
             true => Err(UsersError::Size { path: path.to_owned() }),
@@ -66,13 +71,14 @@ impl Users {
         self.0.is_none()
     }
 
-    /// Is it one of them? Who is not is not told whether it is for the name.
+    /// Is it one of them? Who is not is not told whether it is for the name, and learns it from the time taken neither.
     pub fn know(&self, user: &[u8], scramble: Option<&[u8]>, salt: &Salt) -> bool {
         match (&self.0, scramble) {
             (None, None) => user == b"guest",
-            (Some(users), Some(given)) => users
-                .get(user)
-                .is_some_and(|password| verify_slices_are_equal(&scramble_of(password, salt), given).is_ok()),
+            (Some(users), Some(scramble)) => {
+                let kept = users.get(user);
+                salt.fits(scramble, kept.unwrap_or(&[0; SCRAMBLE_BYTES])) & kept.is_some()
+            }
             _ => false,
         }
     }
@@ -96,26 +102,41 @@ impl Salt {
         greeting[127] = b'\n';
         greeting
     }
+
+    /// Is it what a client sends that knows the password? It sends `sha1(password) xor mask`.
+    fn fits(&self, scramble: &[u8], kept: &Digest) -> bool {
+        let Ok(scramble) = <&[u8; SCRAMBLE_BYTES]>::try_from(scramble) else { return false };
+        let told = xor(scramble, &self.mask(kept));
+        verify_slices_are_equal(&sha1(&told), kept).is_ok()
+    }
+
+    fn mask(&self, kept: &Digest) -> [u8; SCRAMBLE_BYTES] {
+        let mut seed = [0; 2 * SCRAMBLE_BYTES];
+        seed[..SCRAMBLE_BYTES].copy_from_slice(&self.0[..SCRAMBLE_BYTES]);
+        seed[SCRAMBLE_BYTES..].copy_from_slice(kept);
+        sha1(&seed)
+    }
+
+    /// As clients compute it.
+    #[cfg(test)]
+    pub(super) fn scramble_of(&self, password: &[u8]) -> [u8; SCRAMBLE_BYTES] {
+        let first = sha1(password);
+        xor(&first, &self.mask(&sha1(&first)))
+    }
 }
 
-/// `sha1(password) xor sha1(salt[..20], sha1(sha1(password)))`.
-pub(super) fn scramble_of(password: &[u8], Salt(salt): &Salt) -> [u8; SCRAMBLE_BYTES] {
-    let first = digest(&SHA1_FOR_LEGACY_USE_ONLY, password);
-    let second = digest(&SHA1_FOR_LEGACY_USE_ONLY, first.as_ref());
-    let mut mask = Context::new(&SHA1_FOR_LEGACY_USE_ONLY);
-    mask.update(&salt[..SCRAMBLE_BYTES]);
-    mask.update(second.as_ref());
-    let mask = mask.finish();
-    let mut scramble = [0; SCRAMBLE_BYTES];
-    for (place, (one, other)) in scramble.iter_mut().zip(first.as_ref().iter().zip(mask.as_ref())) {
-        *place = one ^ other;
-    }
-    scramble
+fn sha1(bytes: &[u8]) -> Digest {
+    let mut sum = [0; SCRAMBLE_BYTES];
+    sum.copy_from_slice(digest(&SHA1_FOR_LEGACY_USE_ONLY, bytes).as_ref());
+    sum
+}
+
+fn xor(one: &[u8; SCRAMBLE_BYTES], other: &[u8; SCRAMBLE_BYTES]) -> [u8; SCRAMBLE_BYTES] {
+    std::array::from_fn(|at| one[at] ^ other[at])
 }
 
 /// RFC 4648, with padding.
-fn base64(bytes: &[u8]) -> impl Iterator<Item = u8> {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+pub(super) fn base64(bytes: &[u8]) -> impl Iterator<Item = u8> {
     bytes.chunks(3).flat_map(|chunk| {
         let word = chunk.iter().chain(&[0; 2]).take(3).fold(0, |word, byte| word << 8 | usize::from(*byte));
         (0..4).map(move |place| match place <= chunk.len() {
@@ -152,7 +173,7 @@ mod tests {
     #[test]
     fn a_scramble_of_another_implementation() {
         let salt: [u8; 32] = std::array::from_fn(|at| at as u8);
-        let scramble = hex::encode(scramble_of(b"secret", &Salt::new(salt)));
+        let scramble = hex::encode(Salt::new(salt).scramble_of(b"secret"));
         assert_eq!(scramble, "21b3ff405f32cbe4aafff291396046ea29fa3a4d");
     }
 
@@ -169,10 +190,14 @@ mod tests {
         }
         let users = Users::from_file(&file).unwrap();
         let salt = Salt::new([7; 32]);
-        let scramble = scramble_of(b"b:c", &salt);
+        let scramble = salt.scramble_of(b"b:c");
         assert!(!users.guests_may());
         assert!(users.know(b"a", Some(&scramble), &salt));
         assert!(!users.know(b"d", Some(&scramble), &salt) && !users.know(b"a", None, &salt));
+        assert!(!users.know(b"a", Some(&scramble[1..]), &salt) && !users.know(b"a", Some(b""), &salt));
+        assert!(!users.know(b"nobody", Some(&salt.scramble_of(b"")), &salt));
+        // What is kept is no password.
+        assert!(!users.know(b"a", Some(&sha1(&sha1(b"b:c"))), &salt));
         assert!(
             !users.know(b"a", Some(&scramble), &Salt::new([8; 32])) && !users.know(b"guest", None, &salt)
         );

@@ -107,15 +107,20 @@ impl<'a> Reader<'a> {
         self.skip_within(DEPTH_MAX)
     }
 
-    /// The bytes of the next value.
-    pub fn raw(&mut self) -> Read<Reader<'a>> {
-        let from = self.0;
-        self.skip()?;
-        Ok(Reader(&from[..from.len() - self.0.len()]))
+    /// The next value; what is in it is read over.
+    pub fn shallow(&mut self) -> Read<Value<'a>> {
+        let value = self.value()?;
+        self.skip_inside(value, DEPTH_MAX)?;
+        Ok(value)
     }
 
     fn skip_within(&mut self, depth: usize) -> Read<()> {
-        let inner = match self.value()? {
+        let value = self.value()?;
+        self.skip_inside(value, depth)
+    }
+
+    fn skip_inside(&mut self, value: Value<'a>, depth: usize) -> Read<()> {
+        let inner = match value {
             Value::Array(length) => length,
             Value::Map(length) => length.checked_mul(2).ok_or(Malformed)?,
             _ => return Ok(()),
@@ -211,7 +216,8 @@ mod tests {
             prop_assert!(same(&value, &mut reader));
             prop_assert_eq!(reader.left(), rest.len());
             let mut reader = Reader::new(&bytes);
-            prop_assert_eq!(reader.raw().unwrap().left(), length);
+            prop_assert_eq!(reader.shallow(), Reader::new(&bytes).value());
+            prop_assert_eq!(reader.left(), rest.len());
             // What is cut off is not read.
             for cut in 0..length {
                 prop_assert_eq!(Reader::new(&bytes[..cut]).skip(), Err(Malformed));

@@ -1,13 +1,53 @@
 //! Requests to work for the desk, and what came of it to answers.
 
 use super::codec::{self, Arguments, Code, Request, Select};
+use super::login::{ALPHABET, base64};
+use super::metrics;
 use super::msgpack::Value;
 use super::schema::{self, Missing, Range};
-use crate::billing::api::{Caller, Desk, Kind, NODE_PAGE_MAX, Order, Problem, Shards, What, key, new_key};
-use crate::billing::domain::{Account, Key, Money, Operation, Velocity};
+use crate::billing::api::{Caller, Desk, Kind, NODE_PAGE_MAX, Order, Problem, Shards, What, key};
+use crate::billing::domain::{Account, Key, Money, Operation, TEST_USERS, Velocity};
 
 /// Most accounts of one SELECT, 20,000: some 600 KB. Whoever asks for more is told, rather than given a part.
 pub const SELECT_MAX: usize = NODE_PAGE_MAX - 1;
+
+/// Accounts of a listing take as much room as one other request.
+const ACCOUNTS_PER_WEIGHT: usize = 8;
+
+/// Makes the keys of operations that come without one: 16 characters of the connection, then a count. Short, because they
+/// are journaled.
+pub struct Keys {
+    text: [u8; Keys::PREFIX + Keys::COUNT_MAX],
+    count: u64,
+}
+
+impl Keys {
+    const PREFIX: usize = 16;
+    /// Digits of six bits.
+    const COUNT_MAX: usize = 11;
+
+    /// `random`: another one for each connection.
+    pub fn new(random: [u8; 12]) -> Keys {
+        let mut text = [0; Keys::PREFIX + Keys::COUNT_MAX];
+        for (place, byte) in text.iter_mut().zip(base64(&random)) {
+            *place = byte;
+        }
+        Keys { text, count: 0 }
+    }
+
+    fn make(&mut self) -> Key {
+        let (mut left, mut length) = (self.count, Keys::PREFIX);
+        self.count = self.count.wrapping_add(1);
+        loop {
+            self.text[length] = ALPHABET[(left & 63) as usize];
+            (left, length) = (left >> 6, length + 1);
+            if left == 0 {
+                break;
+            }
+        }
+        Key::new(&self.text[..length]).expect("17 to 27 bytes are a key")
+    }
+}
 
 /// What a request asks of the desk.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -15,6 +55,36 @@ pub enum Work {
     One { order: Order, shape: Shape },
     InsertData { old: bool },
     List { after: Option<u64>, offset: usize, limit: usize },
+}
+
+impl Work {
+    /// What waits for it, and what its answer may hold, in requests for one account.
+    pub fn weight(&self) -> usize {
+        match self {
+            Work::One { .. } => 1,
+            Work::InsertData { .. } => TEST_USERS.len(),
+            Work::List { offset, limit, .. } => 1 + wanted(*offset, *limit) / ACCOUNTS_PER_WEIGHT,
+        }
+    }
+
+    pub fn kind(&self) -> metrics::Kind {
+        match self {
+            Work::InsertData { .. } => metrics::Kind::InsertData,
+            Work::List { .. } => metrics::Kind::List,
+            Work::One { order: Order { what: What::Get, .. }, .. } => metrics::Kind::Get,
+            Work::One { order: Order { what: What::Operate(_, operation), .. }, .. } => match operation {
+                Operation::Create { .. } => metrics::Kind::Create,
+                Operation::AddMoney { .. } => metrics::Kind::AddMoney,
+                Operation::Withdraw { .. } => metrics::Kind::Withdraw,
+                Operation::UpdateSpendingVelocity { .. } => metrics::Kind::UpdateSpendingVelocity,
+            },
+        }
+    }
+}
+
+/// One more than may be told shows that there are more.
+fn wanted(offset: usize, limit: usize) -> usize {
+    offset.saturating_add(limit).min(SELECT_MAX + 1)
 }
 
 /// How an account is told.
@@ -46,9 +116,9 @@ fn refused<T>(code: Code, text: impl Into<String>) -> Result<T, Refused> {
 }
 
 /// `PING`, `ID` and `AUTH` are the connection's; so is the schema.
-pub fn work(request: &Request) -> Result<Work, Refused> {
+pub fn work(request: &Request, keys: &mut Keys) -> Result<Work, Refused> {
     match request {
-        Request::Call { old, function, arguments } => call(*old, function, arguments),
+        Request::Call { old, function, arguments } => call(*old, function, arguments, keys),
         Request::Select(select) => select_accounts(select),
         Request::Insert { space: schema::ACCOUNTS, tuple } => {
             let [Value::Integer(id), Value::Integer(balance), Value::Integer(velocity)] = some(tuple)? else {
@@ -60,7 +130,7 @@ pub fn work(request: &Request) -> Result<Work, Refused> {
             let (balance, velocity) = (amount("balance", *balance, 0)?, amount("velocity", *velocity, 0)?);
             let create =
                 Operation::Create { balance: Money::new(balance), velocity: Velocity::new(velocity) };
-            Ok(Work::One { order: operate(account(*id)?, create, None)?, shape: Shape::Tuple })
+            Ok(Work::One { order: operate(account(*id)?, create, &[], keys)?, shape: Shape::Tuple })
         }
         Request::Insert { space, .. } if schema::is_schema(*space) => {
             refused(Code::ReadOnly, "the schema cannot be changed")
@@ -72,7 +142,7 @@ pub fn work(request: &Request) -> Result<Work, Refused> {
     }
 }
 
-fn call(old: bool, function: &[u8], arguments: &Arguments) -> Result<Work, Refused> {
+fn call(old: bool, function: &[u8], arguments: &Arguments, keys: &mut Keys) -> Result<Work, Refused> {
     let one = |order| Ok(Work::One { order, shape: Shape::True { old } });
     match (function, some(arguments)?) {
         (b"get", [Value::Integer(id)]) => {
@@ -82,15 +152,15 @@ fn call(old: bool, function: &[u8], arguments: &Arguments) -> Result<Work, Refus
         (b"insert_data", []) => Ok(Work::InsertData { old }),
         (b"add_money", [Value::Integer(id), Value::Integer(sum), key @ ..]) => {
             let add = Operation::AddMoney { amount: Money::new(amount("amount", *sum, 1)?) };
-            one(operate(account(*id)?, add, own_key(key)?)?)
+            one(operate(account(*id)?, add, key, keys)?)
         }
         (b"withdraw", [Value::Integer(id), Value::Integer(sum), key @ ..]) => {
             let withdraw = Operation::Withdraw { amount: Money::new(amount("amount", *sum, 1)?) };
-            one(operate(account(*id)?, withdraw, own_key(key)?)?)
+            one(operate(account(*id)?, withdraw, key, keys)?)
         }
         (b"update_spending_velocity", [Value::Integer(id), Value::Integer(velocity), key @ ..]) => {
             let velocity = Velocity::new(amount("velocity", *velocity, 0)?);
-            one(operate(account(*id)?, Operation::UpdateSpendingVelocity { velocity }, own_key(key)?)?)
+            one(operate(account(*id)?, Operation::UpdateSpendingVelocity { velocity }, key, keys)?)
         }
         (b"get", _) => refused(Code::IllegalParams, "get takes an id"),
         (b"insert_data", _) => refused(Code::IllegalParams, "insert_data takes nothing"),
@@ -152,24 +222,17 @@ fn amount(name: &str, number: i128, least: i64) -> Result<i64, Refused> {
     })
 }
 
-fn own_key(arguments: &[Value]) -> Result<Option<Key>, Refused> {
-    match arguments {
-        [] => Ok(None),
-        [Value::Text(text)] => {
-            key(text).map(Some).map_err(|problem| Refused(Code::IllegalParams, problem.detail))
-        }
-        _ => refused(Code::IllegalParams, "a key is a text"),
-    }
-}
-
-fn operate(account: u64, operation: Operation, key: Option<Key>) -> Result<Order, Refused> {
-    let key = match key {
-        Some(key) => key,
-        None => new_key().map_err(|problem| Refused(Code::Busy, problem.detail))?,
+/// `own`: the arguments after those of the procedure.
+fn operate(account: u64, operation: Operation, own: &[Value], keys: &mut Keys) -> Result<Order, Refused> {
+    let key = match own {
+        [] => keys.make(),
+        [Value::Text(text)] => key(text).map_err(|problem| Refused(Code::IllegalParams, problem.detail))?,
+        _ => return refused(Code::IllegalParams, "a key is a text"),
     };
     Ok(Order { account, what: What::Operate(key, operation) })
 }
 
+/// Ends by itself: shards answer within ten seconds or not at all, other nodes within twelve.
 pub async fn perform<S: Shards>(desk: &Desk<S>, work: Work) -> Done {
     match work {
         Work::One { order, shape } => match desk.one(Caller::Client, order).await {
@@ -177,15 +240,14 @@ pub async fn perform<S: Shards>(desk: &Desk<S>, work: Work) -> Done {
             Err(problem) if problem.kind == Kind::UnknownAccount && shape == Shape::Selected => Done::Nothing,
             Err(problem) => Done::Refused(told(problem)),
         },
-        Work::InsertData { old } => match desk.insert_data(Caller::Client).await {
+        // Boxed, for they are rare, and would make room for themselves in every request otherwise.
+        Work::InsertData { old } => match Box::pin(desk.insert_data(Caller::Client)).await {
             Ok(_) => Done::True { old },
             Err(problem) => Done::Refused(told(problem)),
         },
         Work::List { limit: 0, .. } => Done::Nothing,
         Work::List { after, offset, limit } => {
-            // One more than may be told shows that there are more.
-            let wanted = offset.saturating_add(limit).min(SELECT_MAX + 1);
-            match desk.list(Caller::Client, after, wanted).await {
+            match Box::pin(desk.list(Caller::Client, after, wanted(offset, limit))).await {
                 Ok(accounts) if accounts.len() > SELECT_MAX => {
                     let text =
                         format!("these are more than {SELECT_MAX} tuples; select fewer, after the last id");
@@ -210,6 +272,16 @@ fn told(problem: Problem) -> Refused {
     Refused(code, format!("{}: {detail}", kind.name()))
 }
 
+impl Done {
+    /// Why it was refused, if it was.
+    pub fn code(&self) -> Option<Code> {
+        match self {
+            Done::Refused(Refused(code, _)) => Some(*code),
+            Done::Account(..) | Done::Nothing | Done::True { .. } | Done::Accounts(_) => None,
+        }
+    }
+}
+
 /// Appends the answer.
 pub fn tell(out: &mut Vec<u8>, sync: u64, done: &Done) {
     match done {
@@ -230,5 +302,21 @@ pub fn tell(out: &mut Vec<u8>, sync: u64, done: &Done) {
             accounts.iter().for_each(|account| codec::tuple(out, account));
         }),
         Done::Refused(Refused(code, text)) => codec::error(out, sync, *code, text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_keys_differ_and_are_keys() {
+        let (mut one, mut other) = (Keys::new([0; 12]), Keys::new([0xff; 12]));
+        let made: std::collections::BTreeSet<Vec<u8>> =
+            (0..5000).flat_map(|_| [one.make(), other.make()]).map(|key| key.as_bytes().to_vec()).collect();
+        assert_eq!(made.len(), 10_000);
+        assert!(made.iter().all(|text| key(text).is_ok() && text.len() <= 19));
+        one.count = u64::MAX;
+        assert_eq!(one.make().as_bytes().len(), 27);
     }
 }

@@ -16,6 +16,7 @@ const PEER: &str = "peer-0123456789abcdef";
 struct Scene {
     address: SocketAddr,
     fake: Fake,
+    registry: Registry,
     closing: CancellationToken,
     server: tokio::task::JoinHandle<()>,
 }
@@ -35,14 +36,31 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
 
 impl Scene {
     async fn new(users: Users) -> Scene {
+        Scene::with(users, Limits { linger: Duration::from_millis(100), ..Limits::default() }).await
+    }
+
+    async fn with(users: Users, limits: Limits) -> Scene {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let fake = Fake::alone();
+        let (fake, registry) = (Fake::alone(), Registry::new());
         let desk = Desk::new(fake.clone(), Peers::new(Token::new(PEER).as_ref()));
-        let iproto = Iproto::new(desk, users, Drain::new(), &Registry::new()).unwrap();
+        let iproto = Iproto::with_limits(desk, users, Drain::new(), &registry, limits).unwrap();
         let closing = CancellationToken::new();
         let server = tokio::spawn(iproto.serve(vec![listener], closing.clone()));
-        Scene { address, fake, closing, server }
+        Scene { address, fake, registry, closing, server }
+    }
+
+    /// Until a series has this value.
+    async fn counted(&self, series: &str, value: f64) {
+        let line = format!("{series} {value}");
+        let text = || String::from_utf8(crate::telemetry::encode(&self.registry)).unwrap();
+        let told = async {
+            while !text().lines().any(|told| told == line) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let told = tokio::time::timeout(Duration::from_secs(20), told).await;
+        assert!(told.is_ok(), "no {line} in {}", text());
     }
 
     async fn client(&self) -> Client {
@@ -87,17 +105,35 @@ fn message(code: u64, sync: u64, fields: Vec<(u64, Term)>) -> Vec<u8> {
     message
 }
 
+fn users(text: &str) -> Users {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("users");
+    std::fs::write(&file, text).unwrap();
+    Users::from_file(&file).unwrap()
+}
+
 fn list(items: &[i64]) -> Term {
     Term::Array(items.iter().map(|item| Term::from(*item)).collect())
 }
 
 impl Client {
     async fn ask(&mut self, code: u64, fields: Vec<(u64, Term)>) -> Answer {
-        self.sync += 1;
-        self.stream.write_all(&message(code, self.sync, fields)).await.unwrap();
+        self.send(code, fields).await;
         let (sync, answer) = self.answer().await;
         assert_eq!(sync, self.sync);
         answer
+    }
+
+    async fn send(&mut self, code: u64, fields: Vec<(u64, Term)>) {
+        self.sync += 1;
+        self.stream.write_all(&message(code, self.sync, fields)).await.unwrap();
+    }
+
+    /// Reads until the server closes.
+    async fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        let _ = soon(self.stream.read_to_end(&mut rest)).await;
+        rest
     }
 
     async fn answer(&mut self) -> (u64, Answer) {
@@ -145,7 +181,7 @@ impl Client {
     async fn log_in(&mut self, user: &str, password: &[u8]) -> Answer {
         let mut salt = [0; 32];
         salt[..20].copy_from_slice(&self.salt);
-        let scramble = login::scramble_of(password, &Salt::new(salt)).to_vec();
+        let scramble = Salt::new(salt).scramble_of(password).to_vec();
         let tuple = Term::Array(vec![Term::from("chap-sha1"), Term::from(scramble)]);
         self.ask(7, vec![(0x23, Term::from(user)), (0x21, tuple)]).await
     }
@@ -243,10 +279,7 @@ async fn the_space_is_selected_from_and_inserted_into() {
 
 #[tokio::test]
 async fn users_must_log_in() {
-    let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("users");
-    std::fs::write(&file, "billing:secret\n").unwrap();
-    let scene = Scene::new(Users::from_file(&file).unwrap()).await;
+    let scene = Scene::new(users("billing:secret\n")).await;
     let mut client = scene.client().await;
     assert_eq!(client.call("insert_data", &[]).await.unwrap_err().0, 42);
     assert_eq!(client.log_in("nobody", b"secret").await.unwrap_err().0, 47);
@@ -254,6 +287,13 @@ async fn users_must_log_in() {
     assert_eq!(client.call("insert_data", &[]).await.unwrap_err().0, 42);
     assert!(client.log_in("billing", b"secret").await.is_ok());
     assert!(client.call("insert_data", &[]).await.is_ok());
+    // Who goes on guessing has to connect again.
+    let mut client = scene.client().await;
+    for _ in 0..3 {
+        assert_eq!(client.log_in("billing", b"guess").await.unwrap_err().0, 47);
+    }
+    assert_eq!(client.rest().await, b"");
+    scene.counted("forefront_billing_iproto_requests_total{code=\"47\",operation=\"auth\"}", 5.0).await;
     scene.stop().await;
 }
 
@@ -311,11 +351,118 @@ async fn nonsense_ends_the_connection_and_no_other() {
     ] {
         let mut client = scene.client().await;
         client.stream.write_all(bytes).await.unwrap();
-        let mut rest = Vec::new();
-        let _ = soon(client.stream.read_to_end(&mut rest)).await;
+        let (sync, answer) = client.answer().await;
+        assert_eq!((sync, answer.unwrap_err().0), (0, 20), "{bytes:?}");
+        assert_eq!(client.rest().await, b"", "{bytes:?}");
     }
     // A body that cannot be read is answered, and the next message is served.
     assert_eq!(fine.ask(10, vec![(0x22, Term::from(5))]).await.unwrap_err().0, 20);
     assert!(fine.ask(64, vec![]).await.is_ok());
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn who_does_not_read_is_not_read_from() {
+    let limits = Limits { out_bytes: 1024, write_timeout: Duration::from_millis(200), ..Limits::default() };
+    let scene = Scene::with(Users::default(), limits).await;
+    let mut fine = scene.client().await;
+    let mut deaf = scene.client().await;
+    let pings: Vec<u8> = (0..1000).flat_map(|sync| message(64, sync, vec![])).collect();
+    // Ends with an error once the server has lost its patience; what the systems between keep is bounded too.
+    let given_up = async { while deaf.stream.write_all(&pings).await.is_ok() {} };
+    soon(given_up).await;
+    assert!(fine.ask(64, vec![]).await.is_ok());
+    scene.counted("forefront_billing_iproto_connections", 1.0).await;
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_in_flight_is_bounded_for_a_connection_and_in_all() {
+    let limits =
+        Limits { in_flight_per_connection: 3, in_flight: 5, linger: Duration::ZERO, ..Limits::default() };
+    let scene = Scene::with(Users::default(), limits).await;
+    let (mut one, mut other) = (scene.client().await, scene.client().await);
+    one.call("insert_data", &[]).await.unwrap_err();
+    for id in 1..=4 {
+        let insert = vec![(0x10, Term::from(512)), (0x21, list(&[id, 1000, 0]))];
+        one.ask(2, insert).await.unwrap();
+    }
+    scene.fake.hold();
+    let add = |id: i64| vec![(0x22, Term::from("add_money")), (0x21, list(&[id, 1]))];
+    for id in [1, 2, 3, 4] {
+        one.send(10, add(id)).await;
+    }
+    one.send(64, vec![]).await;
+    // The fourth is not even read.
+    scene.counted("forefront_billing_iproto_in_flight", 3.0).await;
+    for id in [1, 2] {
+        other.send(10, add(id)).await;
+    }
+    scene.counted("forefront_billing_iproto_in_flight", 5.0).await;
+    // Of the other connection's third nothing is done.
+    other.send(10, add(3)).await;
+    let (sync, refused) = other.answer().await;
+    assert_eq!((sync, refused.unwrap_err().0), (3, 116));
+    scene.fake.heal();
+    for _ in 0..5 {
+        assert!(one.answer().await.1.is_ok());
+    }
+    for _ in 0..2 {
+        assert!(other.answer().await.1.is_ok());
+    }
+    scene.counted("forefront_billing_iproto_in_flight", 0.0).await;
+    assert_eq!(one.call("get", &[3]).await, Ok(Term::Array(vec![list(&[3, 1001, 0])])));
+    assert_eq!(one.call("get", &[4]).await, Ok(Term::Array(vec![list(&[4, 1001, 0])])));
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn silence_is_bounded() {
+    let short = Duration::from_millis(100);
+    for (name, limits, words) in [
+        ("idle", Limits { idle_timeout: short, ..Limits::default() }, &[][..]),
+        ("half a message", Limits { message_timeout: short, ..Limits::default() }, &[0xce, 0, 0, 0, 9, 0x82]),
+        ("no login", Limits { login_timeout: short, ..Limits::default() }, &[]),
+    ] {
+        let scene = Scene::with(users("billing:secret"), limits).await;
+        let mut client = scene.client().await;
+        client.stream.write_all(words).await.unwrap();
+        assert_eq!(client.rest().await, b"", "{name}");
+        scene.counted("forefront_billing_iproto_connections", 0.0).await;
+        scene.stop().await;
+    }
+    // Who waits for an answer is not silent.
+    let limits = Limits { idle_timeout: short, login_timeout: short, ..Limits::default() };
+    let scene = Scene::with(Users::default(), limits).await;
+    let mut client = scene.client().await;
+    scene.fake.hold();
+    client.send(10, vec![(0x22, Term::from("get")), (0x21, list(&[1]))]).await;
+    tokio::time::sleep(3 * short).await;
+    scene.fake.heal();
+    assert_eq!(client.answer().await.1.unwrap_err().0, 32);
+    scene.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_asked_is_answered_at_the_end() {
+    let scene = Scene::new(Users::default()).await;
+    let (mut busy, mut idle) = (scene.client().await, scene.client().await);
+    busy.call("insert_data", &[]).await.unwrap();
+    idle.ask(64, vec![]).await.unwrap();
+    scene.fake.hold();
+    for id in 1..=3 {
+        busy.send(10, vec![(0x22, Term::from("add_money")), (0x21, list(&[id, 1]))]).await;
+    }
+    scene.counted("forefront_billing_iproto_in_flight", 3.0).await;
+    scene.closing.cancel();
+    assert_eq!(idle.rest().await, b"");
+    // It comes too late, and must not cost the others their answers.
+    busy.send(64, vec![]).await;
+    scene.fake.heal();
+    for _ in 0..3 {
+        assert!(busy.answer().await.1.is_ok());
+    }
+    assert_eq!(busy.rest().await, b"");
+    scene.counted("forefront_billing_iproto_requests_total{code=\"0\",operation=\"add_money\"}", 3.0).await;
     scene.stop().await;
 }

@@ -24,6 +24,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn release(&self, shard: u32, epoch: u64, to: Option<(&str, Duration)>) -> later!(Result<(), Error>);
     fn leases(&self) -> later!(Result<Vec<Lease>, Error>);
     fn bucket_map(&self) -> later!(Result<BucketMap, Error>);
+    fn set_bucket_map(&self, map: &BucketMap) -> later!(Result<bool, Error>);
     fn status(&self) -> later!(Vec<ReplicaSetStatus>);
 }
 
@@ -70,6 +71,10 @@ impl Backend for Journal {
 
     async fn bucket_map(&self) -> Result<BucketMap, Error> {
         Journal::bucket_map(self).await
+    }
+
+    async fn set_bucket_map(&self, map: &BucketMap) -> Result<bool, Error> {
+        Journal::set_bucket_map(self, map).await
     }
 
     async fn status(&self) -> Vec<ReplicaSetStatus> {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Config;
-use crate::billing::domain::{Micros, State};
+use crate::billing::domain::{BUCKETS, Micros, State};
 
 /// In a batch that is written anyway. What has come in since is as much as is taken out, so it is done often, in small
 /// parts.
@@ -20,6 +20,8 @@ pub struct Forgetting {
     last: Option<Micros>,
     /// As of `last`.
     keys: usize,
+    /// The part of `keys_max` that the shard has by its buckets, as of `last`.
+    share: usize,
 }
 
 impl Forgetting {
@@ -32,6 +34,7 @@ impl Forgetting {
             keeping: keep_keys,
             last: None,
             keys: 0,
+            share: keys_max,
         }
     }
 
@@ -48,6 +51,7 @@ impl Forgetting {
         }
         self.last = Some(at);
         self.keys = state.keys_len();
+        self.share = (self.keys_max as u128 * state.buckets().count() as u128 / u128::from(BUCKETS)) as usize;
         self.adjust();
         let before = Micros::new(at.get().saturating_sub(micros(self.keeping)));
         (self.keys > 0).then_some(before)
@@ -55,17 +59,17 @@ impl Forgetting {
 
     /// Are there so many keys that no more can be taken, although they are kept for the shortest time?
     pub fn is_full(&self) -> bool {
-        self.keys > self.keys_max.saturating_add(self.keys_max / 4) && self.keeping <= self.keep_min
+        self.keys > self.share.saturating_add(self.share / 4) && self.keeping <= self.keep_min
     }
 
     fn adjust(&mut self) {
-        if self.keys > self.keys_max {
+        if self.keys > self.share {
             if self.keeping == self.keep {
-                let (keys, keys_max) = (self.keys, self.keys_max);
-                tracing::warn!(keys, keys_max, "too many idempotency keys, they are kept for less long");
+                let (keys, share) = (self.keys, self.share);
+                tracing::warn!(keys, share, "too many idempotency keys, they are kept for less long");
             }
             self.keeping = (self.keeping * 3 / 4).max(self.keep_min);
-        } else if self.keys < self.keys_max / 2 {
+        } else if self.keys <= self.share / 2 {
             self.keeping = (self.keeping * 4 / 3).saturating_add(Duration::from_micros(1)).min(self.keep);
         }
     }

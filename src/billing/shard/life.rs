@@ -24,6 +24,7 @@ use super::owner::{Inlets, Leaving, Left, Office, Owner};
 use super::replica::Replica;
 use super::seat::{HandOver, Seat, Standing};
 use super::tenure::Tenure;
+use super::transfer::Transfer;
 use super::wall::WallClock;
 use super::{Config, Failure};
 use crate::billing::domain::{self, Command, State};
@@ -34,6 +35,8 @@ use crate::resilience::backoff::Backoff;
 
 /// Answered orders that wait to be journaled; their senders keep their places until then.
 const FOLLOW_UPS: usize = 1024;
+/// Buckets that wait to be released or adopted; their images are bounded where they come in.
+const ERRANDS: usize = 64;
 /// Between tries while the journal does not answer.
 const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(1) };
 /// A lease that is about to end is asked for right after its end.
@@ -45,6 +48,7 @@ pub struct Life<B> {
     pub wall: WallClock,
     pub metrics: Arc<Metrics>,
     pub courier: Courier,
+    pub transfer: Arc<Transfer<B>>,
     pub seat: Arc<Seat>,
     pub closing: CancellationToken,
 }
@@ -84,6 +88,7 @@ impl<B: Backend> Life<B> {
             match next {
                 Next::Wait(wait) => tokio::select! {
                     () = tokio::time::sleep(wait) => {}
+                    () = self.seat.poked() => {}
                     () = self.closing.cancelled() => {}
                 },
                 Next::Closed => return,
@@ -114,6 +119,7 @@ impl<B: Backend> Life<B> {
             () = self.closing.cancelled() => return Ok(Next::Closed),
         };
         self.seat.set_seq(replica.seq);
+        self.seat.set_assignment(replica.state.assignment());
         let from = clock::now();
         // After this time an acquired lease would be over.
         let acquired = timeout(*lease, self.backend.acquire(shard, node, *lease)).await;
@@ -127,9 +133,10 @@ impl<B: Backend> Life<B> {
                 Ok(next)
             }
             Ok(Acquisition::Held(held)) => {
+                let behind = held.seq.saturating_sub(replica.seq);
                 *kept = Some(replica);
                 let until_its_end = held.expires_in + BEHIND_THE_END;
-                self.stand_by(held);
+                self.stand_by(held, behind);
                 Ok(Next::Wait(until_its_end.min(*poll)))
             }
             Err(error) => {
@@ -139,11 +146,11 @@ impl<B: Backend> Life<B> {
         }
     }
 
-    fn stand_by(&self, held: Lease) {
+    fn stand_by(&self, held: Lease, behind: u64) {
         let Lease { shard: _, epoch, seq: _, node, advertise, expires_in } = held;
         let served = !advertise.is_empty() && !expires_in.is_zero() && node != self.config.node.name;
         self.seat.publish(match served {
-            true => Standing::Elsewhere { node, advertise, epoch, until: clock::now() + expires_in },
+            true => Standing::Elsewhere { node, advertise, epoch, until: clock::now() + expires_in, behind },
             false => Standing::Vacant,
         });
     }
@@ -194,7 +201,7 @@ impl<B: Backend> Life<B> {
                 self.release(&tenure, None).await;
                 (Next::Closed, None)
             }
-            Leaving::HandOver(HandOver { to, reply }) => {
+            Leaving::HandOver(HandOver { to, assigned: _, reply }) => {
                 beside.shutdown().await;
                 let released = self.release(&tenure, Some((&to, self.config.hand_over))).await;
                 tracing::info!(shard, epoch, to, released, "the shard was handed over");
@@ -235,16 +242,18 @@ impl<B: Backend> Life<B> {
         Ok(replica)
     }
 
-    /// The first batch of a shard says which buckets it begins with, so that a replay needs nothing but the journal.
+    /// The first batch of a shard says which buckets it begins with, so that a replay needs nothing but the journal. None, if it
+    /// was added later: then its first batch is a bucket that is moved there. (The map cannot have changed before: a bucket is
+    /// set to a shard after a batch of it, and from one after another.)
     async fn adopt_first_buckets(&self, replica: &mut Replica, tenure: &Tenure) -> Result<(), Stopped> {
         let map = self.backend.bucket_map().await.map_err(|error| match error {
             Error::Unavailable { .. } | Error::Unknown { .. } => Stopped::TenureOver,
             error => Stopped::Broken(error),
         })?;
         let own = (0..domain::BUCKETS).zip(&map.shards).filter(|(_, shard)| **shard == tenure.shard);
-        let adopt = own.filter_map(|(bucket, _)| {
-            let image = State::new([bucket]).bucket_image(bucket)?;
-            Some(Command::Adopt { image: image.into() })
+        let adopt = own.map(|(bucket, _)| {
+            let image = State::empty_image(bucket).into();
+            Command::Adopt { generation: 1, image }
         });
         let commands = domain::Batch { at: self.wall.now(), commands: adopt.collect() };
         if commands.commands.is_empty() {
@@ -268,6 +277,7 @@ impl<B: Backend> Life<B> {
     fn take_office(&self, replica: Replica, tenure: &Arc<Tenure>, beside: &mut JoinSet<()>) -> Owner<B> {
         let (requests, requests_in) = mpsc::channel(self.config.queue.max(1));
         let (follow_ups, follow_ups_in) = mpsc::channel(FOLLOW_UPS);
+        let (errands, errands_in) = mpsc::channel(ERRANDS);
         let (hand_over, hand_over_in) = mpsc::channel(1);
         let outbox = self.courier.outbox();
         if let Some(outbox) = &outbox {
@@ -281,15 +291,21 @@ impl<B: Backend> Life<B> {
             backend: self.backend.clone(),
             wall: self.wall.clone(),
             metrics: Arc::clone(&self.metrics),
+            transfer: Arc::clone(&self.transfer),
             seat: Arc::clone(&self.seat),
             tenure: Arc::clone(tenure),
             closing: self.closing.clone(),
             outbox,
             cancelled: Box::new(move |count| courier.cancelled(count)),
         };
-        let inlets = Inlets { requests: requests_in, follow_ups: follow_ups_in, hand_over: hand_over_in };
+        let inlets = Inlets {
+            requests: requests_in,
+            follow_ups: follow_ups_in,
+            errands: errands_in,
+            hand_over: hand_over_in,
+        };
         let owner = Owner::new(office, inlets, replica);
-        self.seat.publish(Standing::Own { requests, hand_over, tenure: Arc::clone(tenure) });
+        self.seat.publish(Standing::Own { requests, errands, hand_over, tenure: Arc::clone(tenure) });
         owner
     }
 

@@ -17,6 +17,9 @@ pub struct Metrics {
     pub leases_acquired: IntCounter,
     pub leases_lost: IntCounter,
     pub leases_released: IntCounter,
+    pub buckets_released: IntCounter,
+    pub buckets_adopted: IntCounter,
+    pub buckets_sent: IntCounter,
     pub retries_append: IntCounter,
     pub retries_confirm: IntCounter,
     pub retries_renew: IntCounter,
@@ -24,6 +27,7 @@ pub struct Metrics {
     queue: IntGaugeVec,
     accounts: IntGaugeVec,
     owned: IntGaugeVec,
+    outgoing: IntGaugeVec,
 }
 
 /// Of one shard.
@@ -32,6 +36,7 @@ pub struct Gauges {
     pub queue: IntGauge,
     pub accounts: IntGauge,
     pub owned: IntGauge,
+    pub outgoing: IntGauge,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -72,6 +77,9 @@ impl Metrics {
         let operations = register(registry, IntCounterVec::new(operations, &["procedure", "result"])?)?;
         let leases = Opts::new("forefront_billing_lease_changes_total", "Leases by what became of them");
         let leases = register(registry, IntCounterVec::new(leases, &["change"])?)?;
+        let buckets =
+            Opts::new("forefront_billing_bucket_moves_total", "Buckets by what became of them here");
+        let buckets = register(registry, IntCounterVec::new(buckets, &["change"])?)?;
         let retries = Opts::new("forefront_billing_journal_retries_total", "Calls of the journal made again");
         let retries = register(registry, IntCounterVec::new(retries, &["call"])?)?;
         let commands = HistogramOpts::new("forefront_billing_batch_commands", "Commands journaled together");
@@ -96,6 +104,9 @@ impl Metrics {
             leases_acquired: leases.with_label_values(&["acquired"]),
             leases_lost: leases.with_label_values(&["lost"]),
             leases_released: leases.with_label_values(&["released"]),
+            buckets_released: buckets.with_label_values(&["released"]),
+            buckets_adopted: buckets.with_label_values(&["adopted"]),
+            buckets_sent: buckets.with_label_values(&["sent"]),
             retries_append: retries.with_label_values(&["append"]),
             retries_confirm: retries.with_label_values(&["confirm"]),
             retries_renew: retries.with_label_values(&["renew"]),
@@ -103,6 +114,10 @@ impl Metrics {
             queue: gauge("queue_commands", "Commands that wait for the owner of a shard")?,
             accounts: gauge("accounts", "Accounts of a shard that this node owns")?,
             owned: gauge("shard_owned", "1 if this node owns the shard")?,
+            outgoing: gauge(
+                "buckets_outgoing",
+                "Buckets that left a shard of this node and may not have arrived",
+            )?,
         })
     }
 
@@ -116,6 +131,7 @@ impl Metrics {
             queue: self.queue.with_label_values(&[&shard]),
             accounts: self.accounts.with_label_values(&[&shard]),
             owned: self.owned.with_label_values(&[&shard]),
+            outgoing: self.outgoing.with_label_values(&[&shard]),
         }
     }
 }
@@ -136,7 +152,7 @@ impl Outcome {
         match result {
             Ok(_) => Outcome::Ok,
             Err(Failure::Refused(Refusal::Conflict)) => Outcome::Conflict,
-            Err(Failure::Refused(_)) => Outcome::Refused,
+            Err(Failure::Refused(_) | Failure::Unmovable(_)) => Outcome::Refused,
             Err(Failure::Busy { .. }) => Outcome::Busy,
             Err(Failure::Elsewhere { .. }) => Outcome::Elsewhere,
             Err(Failure::Unknown) => Outcome::Unknown,

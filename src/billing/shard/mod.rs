@@ -4,27 +4,35 @@
 //! the lease when it is free; `owner` is the one loop that touches the state, for one `tenure`; `commit` makes a batch
 //! durable whatever the journal answers.
 //!
+//! Buckets move between shards (`transfer`, and what the journal's map says of it in `map`), and shards between nodes, by hand
+//! or by themselves (`spread`).
+//!
 //! Never here: what a command does (`domain`), how bytes become durable (`journal`), how an order travels (`notifier`), and
-//! forwarding to another node: a caller is told where it is.
+//! how another node is asked: a caller is told where it is, and what shards ask of each other goes through [`Neighbours`].
 //!
 //! Invariants: an answer is of what is durable under an epoch that was this node's when it was given. A batch is written
 //! again only if it surely is not in the journal. A node whose lease ran out, by its own monotonic clock, writes, answers and
-//! sends nothing. No time of the journal goes back.
+//! sends nothing. No time of the journal goes back. A bucket is held by one shard or on its way between two, and whatever comes
+//! twice or late, it is never held by both.
 
 mod backend;
 mod commit;
 mod forgetting;
 mod life;
+mod map;
 mod metrics;
+mod operators;
 mod owner;
 mod replica;
 mod router;
 mod seat;
 mod settings;
 mod snapshots;
+mod spread;
 mod tenure;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod wall;
 
 use std::time::Duration;
@@ -34,7 +42,8 @@ use super::journal::{self, ReplicaSetStatus};
 use super::notifier;
 
 pub use router::Router;
-pub use settings::Config;
+pub use settings::{Config, IMAGE_BYTES_MAX};
+pub use transfer::Neighbours;
 pub use wall::{Hand, WallClock};
 
 /// Why shards cannot be started.
@@ -53,15 +62,35 @@ pub enum Error {
 pub enum Failure {
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The queue is full, or the shard is being taken over; worth another try after this.
+    /// The queue is full, or the shard or the bucket changes hands. Surely nothing was done: whoever cannot be sure says
+    /// `Unknown`. Worth another try after this.
     #[error("busy, try again")]
     Busy { retry_after: Duration },
     /// Another node owns the shard; the request may be forwarded there, once.
     #[error("another node has it")]
     Elsewhere { node: String, advertise: String },
-    /// It may or may not have been done: the same key asked again tells.
+    /// It may or may not have been done, or be done yet: the same key asked again tells. Never the answer to a question that
+    /// changes nothing.
     #[error("the journal did not answer")]
     Unknown,
+    /// Of a bucket or a shard; not as things are, however often it is asked.
+    #[error(transparent)]
+    Unmovable(#[from] Unmovable),
+}
+
+/// Why a bucket or a shard cannot be moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unmovable {
+    #[error("there is no such bucket")]
+    NoSuchBucket,
+    #[error("there is no such shard")]
+    NoSuchShard,
+    #[error("no node can be called that")]
+    BadName,
+    #[error("the bucket may take {bytes} bytes, which is more than can be sent at once")]
+    TooLarge { bytes: usize },
+    #[error("the shard is another node's, which this one cannot ask without node.peer_token_file")]
+    NoWay,
 }
 
 /// What `GET cluster` shows.

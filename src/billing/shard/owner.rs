@@ -3,6 +3,8 @@
 //! A turn: take what waits, answer reads from the state (all of it is durable), apply the commands at one time, make what
 //! changed durable as one batch, then send orders and answer. While a batch is written the next one waits in the channel.
 
+mod moving;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,9 +19,10 @@ use super::commit::{Stopped, commit};
 use super::forgetting::Forgetting;
 use super::metrics::Metrics;
 use super::replica::Replica;
-use super::seat::{HandOver, Request, Seat, Told, busy};
+use super::seat::{Errand, HandOver, Request, Seat, Told, busy};
 use super::snapshots::Snapshots;
 use super::tenure::Tenure;
+use super::transfer::Transfer;
 use super::wall::WallClock;
 use super::{Config, Failure};
 use crate::billing::domain::{
@@ -28,11 +31,14 @@ use crate::billing::domain::{
 use crate::billing::journal;
 use crate::billing::notifier::{FollowUp, Outbox, Timers};
 use crate::clock;
+use moving::{Departures, Replies, Step};
 
 /// Depletions in one batch, so that 10,000 at one second leave room for callers in each of their batches.
 const DEPLETIONS_MAX: usize = 1024;
 /// Follow-ups of the notifier in one batch.
 const FOLLOW_UPS_MAX: usize = 1024;
+/// Buckets that come in one batch, and a few more steps of those that leave: each may be large.
+const ERRANDS_MAX: usize = 2;
 /// Listings under way at once: each looks at every account, on a thread of its own.
 const LISTINGS_MAX: usize = 4;
 /// How far the wall clock may be behind the journal before that is told. Nodes differ by less.
@@ -46,6 +52,7 @@ pub struct Office<B> {
     pub backend: B,
     pub wall: WallClock,
     pub metrics: Arc<Metrics>,
+    pub transfer: Arc<Transfer<B>>,
     pub seat: Arc<Seat>,
     pub tenure: Arc<Tenure>,
     pub closing: CancellationToken,
@@ -58,6 +65,7 @@ pub struct Office<B> {
 pub struct Inlets {
     pub requests: mpsc::Receiver<Request>,
     pub follow_ups: mpsc::Receiver<FollowUp>,
+    pub errands: mpsc::Receiver<Errand>,
     pub hand_over: mpsc::Receiver<HandOver>,
 }
 
@@ -92,8 +100,11 @@ pub struct Owner<B> {
     listings: Arc<Semaphore>,
     /// Snapshots; dropped with the owner.
     beside: JoinSet<()>,
+    departures: Departures<B>,
     inbox: Vec<Request>,
     arrived: Vec<FollowUp>,
+    errands: Vec<Errand>,
+    steps: Vec<Step>,
 }
 
 type Answer = Result<Told, Failure>;
@@ -110,6 +121,12 @@ struct Turn {
     reopened: Vec<u64>,
     /// Accounts and versions that need no order any more.
     settled: Vec<(u64, u32)>,
+    /// Orders that came with a bucket and are sent here from now on.
+    inherited: Vec<Order>,
+    /// Buckets to carry away once it is durable.
+    released: Vec<u16>,
+    replies: Replies,
+    /// Accounts that came, less those that went.
     created: i64,
 }
 
@@ -122,7 +139,9 @@ impl<B: Backend> Owner<B> {
             outbox.refill(state.orders(), clock::now());
         }
         office.seat.set_seq(seq);
+        let (transfer, tenure) = (Arc::clone(&office.transfer), Arc::clone(&office.tenure));
         Owner {
+            departures: Departures::new(transfer, tenure, state.outgoing()),
             timers,
             snapshots: Snapshots::new(&office.config),
             forgetting: Forgetting::new(&office.config),
@@ -139,6 +158,8 @@ impl<B: Backend> Owner<B> {
             beside: JoinSet::new(),
             inbox: Vec::new(),
             arrived: Vec::new(),
+            errands: Vec::new(),
+            steps: Vec::new(),
         }
     }
 
@@ -146,6 +167,7 @@ impl<B: Backend> Owner<B> {
     pub async fn serve(mut self) -> Left {
         let why = loop {
             self.office.seat.gauges.accounts.set(self.accounts);
+            self.office.seat.gauges.outgoing.set(self.state.outgoing().count() as i64);
             if let Err(why) = self.wait().await {
                 break why;
             }
@@ -168,7 +190,7 @@ impl<B: Backend> Owner<B> {
                 None => std::future::pending().await,
             }
         };
-        let Inlets { requests, follow_ups, hand_over } = &mut self.inlets;
+        let Inlets { requests, follow_ups, errands, hand_over } = &mut self.inlets;
         let limit = self.office.config.batch_commands.max(1);
         tokio::select! {
             biased;
@@ -176,6 +198,8 @@ impl<B: Backend> Owner<B> {
             () = closing.cancelled() => return Err(Leaving::Closing),
             Some(request) = hand_over.recv() => return Err(Leaving::HandOver(request)),
             1.. = follow_ups.recv_many(&mut self.arrived, FOLLOW_UPS_MAX) => {}
+            step = self.departures.step() => self.steps.push(step),
+            1.. = errands.recv_many(&mut self.errands, ERRANDS_MAX) => {}
             1.. = requests.recv_many(&mut self.inbox, limit) => {}
             () = until_due => {}
         }
@@ -189,6 +213,7 @@ impl<B: Backend> Owner<B> {
         {
             self.arrived.push(follow_up);
         }
+        self.steps.extend(std::iter::from_fn(|| self.departures.ready()));
         self.office.seat.gauges.queue.set(requests.len() as i64);
         Ok(())
     }
@@ -204,6 +229,7 @@ impl<B: Backend> Owner<B> {
         self.operate(&mut turn);
         self.follow_up(&mut turn);
         self.deplete(&mut turn);
+        self.move_buckets(&mut turn);
         self.forget(&mut turn);
         if !turn.commands.is_empty() {
             self.make_durable(&mut turn).await?;
@@ -312,7 +338,11 @@ impl<B: Backend> Owner<B> {
             Command::Operate { account, .. }
             | Command::Deplete { account, .. }
             | Command::Delivered { account, .. } => Some(*account),
-            Command::Forget { .. } | Command::Release { .. } | Command::Adopt { .. } => None,
+            Command::Forget { .. }
+            | Command::Release { .. }
+            | Command::Adopt { .. }
+            | Command::Sent { .. }
+            | Command::Assign { .. } => None,
         };
         let instant = |state: &State| account.and_then(|account| state.timer(account)).map(|timer| timer.at);
         let before = instant(&self.state);
@@ -393,7 +423,18 @@ impl<B: Backend> Owner<B> {
 
     /// All of it is durable.
     fn tell(&mut self, turn: Turn) {
-        let Turn { at: _, commands: _, answers, depleted, reopened, settled, created } = turn;
+        let Turn {
+            at: _,
+            commands: _,
+            answers,
+            depleted,
+            reopened,
+            settled,
+            inherited,
+            released,
+            replies,
+            created,
+        } = turn;
         self.accounts += created;
         self.office.metrics.depletions.inc_by(depleted.len() as u64);
         if let Some(outbox) = &self.office.outbox {
@@ -408,10 +449,15 @@ impl<B: Backend> Owner<B> {
                     row.version == order.version && matches!(row.stage, Stage::Stopped { .. })
                 })
             };
-            if !depleted.is_empty() {
-                outbox.add(depleted.into_iter().filter(stopped), clock::now());
+            if !depleted.is_empty() || !inherited.is_empty() {
+                outbox.add(depleted.into_iter().chain(inherited).filter(stopped), clock::now());
             }
         }
+        if !released.is_empty() || !replies.is_empty() {
+            self.send_off(&released);
+            self.office.seat.set_assignment(self.state.assignment());
+        }
+        replies.into_iter().for_each(|(reply, answer)| drop(reply.send(answer)));
         answers.into_iter().for_each(|(reply, result)| drop(reply.send(result)));
     }
 
@@ -452,13 +498,19 @@ impl<B: Backend> Owner<B> {
         self.office.seat.publish(super::seat::Standing::Vacant);
         self.office.seat.gauges.accounts.set(0);
         self.office.seat.gauges.queue.set(0);
-        let Inlets { requests, follow_ups, .. } = &mut self.inlets;
+        self.office.seat.gauges.outgoing.set(0);
+        let Inlets { requests, follow_ups, errands, .. } = &mut self.inlets;
         requests.close();
         for request in self.inbox.drain(..) {
             request.refuse(busy());
         }
         while let Ok(request) = requests.try_recv() {
             request.refuse(busy());
+        }
+        errands.close();
+        self.errands.drain(..).for_each(|errand| errand.refuse(busy()));
+        while let Ok(errand) = errands.try_recv() {
+            errand.refuse(busy());
         }
         // Deliveries that came already are worth a batch: the next owner would send them again.
         if matches!(why, Leaving::Closing | Leaving::HandOver(_)) && self.office.tenure.holds() {
@@ -468,6 +520,9 @@ impl<B: Backend> Owner<B> {
             }
             let mut turn = Turn { at: self.now(), ..Turn::default() };
             self.follow_up(&mut turn);
+            if let Leaving::HandOver(HandOver { to, assigned: true, .. }) = &why {
+                self.apply(Command::Assign { node: to.as_str().into() }, &mut turn);
+            }
             if !turn.commands.is_empty()
                 && let Err(ended) = self.make_durable(&mut turn).await
             {

@@ -2,45 +2,52 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use prometheus::Registry;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
 use super::life::Life;
+use super::map::Map;
 use super::metrics::{Metrics, Outcome, Procedure};
-use super::seat::{HandOver, Request, Seat, Standing, Told, busy};
+use super::seat::{Request, Seat, Standing, Told, busy};
+use super::spread::Spread;
+use super::transfer::{Neighbours, Transfer};
 use super::wall::WallClock;
 use super::{Cluster, Config, Error, Failure, ShardStatus};
 use crate::billing::domain::{Account, Key, Operation, Refusal, bucket_of};
-use crate::billing::journal::{BucketMap, Journal, Lease, ReplicaSetStatus};
+use crate::billing::journal::{Journal, Lease, ReplicaSetStatus};
 use crate::billing::notifier::{self, Courier};
 use crate::clock;
 
 /// How long `cluster` waits for the journal; what is known without it is shown then.
 const OBSERVE_TIMEOUT: Duration = Duration::from_secs(3);
-/// A command that came to a shard without its bucket waits so long for a new map.
+/// A command that came to a shard without its bucket waits so long for a map that knows better.
 const MAP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Every shard of this cluster as seen from this node. Cheap to clone. When the last clone is dropped, its tasks are cut where
 /// they are, as if the process had died; the closing token ends them in order, see [`Router::stopped`].
 #[derive(Clone)]
-pub struct Router(Arc<Inner>);
+pub struct Router(pub(super) Arc<Inner>);
 
-struct Inner {
-    config: Arc<Config>,
-    seats: Vec<Arc<Seat>>,
-    map: Arc<Map>,
+pub(super) struct Inner {
+    pub(super) config: Arc<Config>,
+    pub(super) seats: Arc<[Arc<Seat>]>,
+    pub(super) map: Arc<Map>,
+    pub(super) wall: WallClock,
     metrics: Arc<Metrics>,
     closing: CancellationToken,
+    /// When a shard was last given to a node that asked; locked while one is.
+    pub(super) gave: tokio::sync::Mutex<Option<Instant>>,
+    pub(super) resting: Arc<AtomicBool>,
     observe: Box<dyn Fn() -> BoxFuture<'static, Observed> + Send + Sync>,
     tasks: Mutex<JoinSet<()>>,
 }
@@ -48,16 +55,10 @@ struct Inner {
 /// None: the journal did not answer.
 type Observed = (Option<Vec<Lease>>, Vec<ReplicaSetStatus>);
 
-struct Map {
-    current: ArcSwap<BucketMap>,
-    /// Somebody found it old.
-    doubted: Notify,
-    refreshed: Notify,
-}
-
 impl Router {
     /// Begins to follow every shard, and to own those that are free. Returns before any of that has come about; see
-    /// [`Router::settled`]. `closing` ends it in order.
+    /// [`Router::settled`]. `closing` ends it in order. Without `neighbours` nothing is moved to other nodes' shards, and no shard
+    /// is asked for.
     ///
     /// # Errors
     /// The journal does not answer, the settings of the notifier are unusable, or a metric is registered already.
@@ -67,9 +68,10 @@ impl Router {
         wall: WallClock,
         registry: &Registry,
         notifier: notifier::Config,
+        neighbours: Option<Arc<dyn Neighbours>>,
         closing: CancellationToken,
     ) -> Result<Router, Error> {
-        Router::start_on(config, journal, wall, registry, notifier, closing).await
+        Router::start_on(config, journal, wall, registry, notifier, neighbours, closing).await
     }
 
     pub(super) async fn start_on<B: Backend>(
@@ -78,33 +80,48 @@ impl Router {
         wall: WallClock,
         registry: &Registry,
         notifier: notifier::Config,
+        neighbours: Option<Arc<dyn Neighbours>>,
         closing: CancellationToken,
     ) -> Result<Router, Error> {
         let metrics = Arc::new(Metrics::new(registry).map_err(Error::Register)?);
         let now = wall.clone();
         let courier = Courier::new(notifier, registry, move || now.now())?;
-        let map = Arc::new(Map {
-            current: ArcSwap::from_pointee(backend.bucket_map().await?),
-            doubted: Notify::new(),
-            refreshed: Notify::new(),
-        });
+        let map = Arc::new(Map::new(backend.bucket_map().await?));
         let config = Arc::new(config);
-        let seats: Vec<Arc<Seat>> =
+        let seats: Arc<[Arc<Seat>]> =
             (0..config.shards).map(|shard| Arc::new(Seat::new(shard, metrics.of_shard(shard)))).collect();
+        let transfer = Arc::new(Transfer {
+            config: Arc::clone(&config),
+            backend: backend.clone(),
+            seats: Arc::clone(&seats),
+            map: Arc::clone(&map),
+            neighbours: neighbours.clone(),
+        });
         let mut tasks = JoinSet::new();
-        for seat in &seats {
+        for seat in seats.iter() {
             let life = Life {
                 config: Arc::clone(&config),
                 backend: backend.clone(),
                 wall: wall.clone(),
                 metrics: Arc::clone(&metrics),
                 courier: courier.clone(),
+                transfer: Arc::clone(&transfer),
                 seat: Arc::clone(seat),
                 closing: closing.clone(),
             };
             tasks.spawn(watch_over(Arc::clone(seat), life.run()));
         }
-        tasks.spawn(keep_map(Arc::clone(&map), backend.clone(), config.map_refresh, closing.clone()));
+        tasks.spawn({
+            let (map, backend, every, closing) =
+                (Arc::clone(&map), backend.clone(), config.map_refresh, closing.clone());
+            async move { map.keep(backend, every, closing).await }
+        });
+        let resting = Arc::new(AtomicBool::new(false));
+        if let Some(neighbours) = neighbours {
+            let (config, seats, wall) = (Arc::clone(&config), Arc::clone(&seats), wall.clone());
+            let (resting, closing) = (Arc::clone(&resting), closing.clone());
+            tasks.spawn(Spread { config, seats, neighbours, wall, resting, closing }.run());
+        }
         let observe = move || -> BoxFuture<'static, Observed> {
             let backend = backend.clone();
             Box::pin(async move {
@@ -117,8 +134,11 @@ impl Router {
             config,
             seats,
             map,
+            wall,
             metrics,
             closing,
+            gave: tokio::sync::Mutex::new(None),
+            resting,
             observe: Box::new(observe),
             tasks: Mutex::new(tasks),
         })))
@@ -138,7 +158,7 @@ impl Router {
 
     /// As of now, and never of what is not durable.
     pub async fn get(&self, account: u64) -> Result<Account, Failure> {
-        let result = self.ask(account, |reply| Request::Get { account, reply }).await;
+        let result = self.ask(account, |reply| Request::Get { account, reply }).await.map_err(unread);
         self.0.metrics.operation(Procedure::Get, Outcome::of(&result));
         result
     }
@@ -152,7 +172,7 @@ impl Router {
 
     async fn list_owned(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
         let mut waiting = Vec::new();
-        for seat in &self.0.seats {
+        for seat in self.0.seats.iter() {
             if matches!(&*seat.standing(), Standing::Own { .. }) {
                 let (reply, answer) = oneshot::channel();
                 seat.hand_in(Request::List { after, limit, reply })?;
@@ -161,7 +181,7 @@ impl Router {
         }
         let mut accounts = Vec::new();
         for answer in waiting {
-            accounts.extend(self.answer(answer).await?);
+            accounts.extend(self.answer(answer).await.map_err(unread)?);
         }
         accounts.sort_unstable_by_key(|account| account.id);
         accounts.truncate(limit);
@@ -172,35 +192,13 @@ impl Router {
     pub async fn cluster(&self) -> Cluster {
         let Inner { config, seats, map, observe, .. } = &*self.0;
         let (leases, replica_sets) = observe().await;
-        let map = map.current.load();
+        let map = map.current();
         let shards = seats.iter().map(|seat| {
             let buckets = map.shards.iter().filter(|shard| **shard == seat.shard).count() as u32;
             let lease = leases.iter().flatten().find(|lease| lease.shard == seat.shard);
             status(config, seat, lease, buckets)
         });
         Cluster { node: config.node.name.clone(), shards: shards.collect(), replica_sets }
-    }
-
-    /// Hands a shard this node owns to another node; returns when this node writes nothing more. `Unknown`: it does not
-    /// either, but the other node may have to wait for the end of the lease.
-    pub async fn hand_over(&self, shard: u32, to: &str) -> Result<(), Failure> {
-        let seat = self.0.seats.get(shard as usize).ok_or_else(busy)?;
-        if to == self.0.config.node.name {
-            return Ok(());
-        }
-        match &*seat.standing() {
-            Standing::Own { hand_over, .. } => {
-                let (reply, answer) = oneshot::channel();
-                let request = HandOver { to: to.to_owned(), reply };
-                hand_over.try_send(request).map_err(|_| busy())?;
-                self.answer(answer).await
-            }
-            Standing::Elsewhere { node, .. } if node == to => Ok(()),
-            Standing::Elsewhere { node, advertise, .. } => {
-                Err(Failure::Elsewhere { node: node.clone(), advertise: advertise.clone() })
-            }
-            Standing::Vacant => Err(busy()),
-        }
     }
 
     /// Can this node take writes on some shard, by itself or by forwarding? False as long as a shard is given up here.
@@ -211,10 +209,13 @@ impl Router {
             && seats.iter().any(|seat| seat.is_able())
     }
 
-    /// Resolves once every shard is owned, by this node or another.
+    /// Resolves at a moment at which every shard has an owner, this node or another, as far as this node knows. It may be
+    /// otherwise right after; a shard that nobody can own keeps it from resolving.
     pub async fn settled(&self) {
-        for seat in &self.0.seats {
-            seat.wait_for(|standing| !matches!(standing, Standing::Vacant)).await;
+        while !self.0.seats.iter().all(|seat| seat.is_owned()) {
+            for seat in self.0.seats.iter() {
+                seat.owned().await;
+            }
         }
     }
 
@@ -231,33 +232,23 @@ impl Router {
         tasks.shutdown().await;
     }
 
-    /// Gets an answer from the shard that has the account, once more if it turns out to be another one.
+    /// Gets an answer from the shard that has the account. A bucket that is not where the map says is on its way; so whenever
+    /// there is a new map, it is asked for again.
     async fn ask<T>(
         &self,
         account: u64,
         request: impl Fn(oneshot::Sender<Result<T, Failure>>) -> Request,
     ) -> Result<T, Failure> {
-        let version = self.0.map.current.load().version;
-        let first = self.ask_once(account, &request).await;
-        if !matches!(first, Err(Failure::Refused(Refusal::Elsewhere))) {
-            return first;
-        }
-        let newer = async {
-            loop {
-                let refreshed = self.0.map.refreshed.notified();
-                if self.0.map.current.load().version != version {
-                    return;
-                }
-                self.0.map.doubted.notify_one();
-                refreshed.await;
+        let until = tokio::time::Instant::now() + MAP_TIMEOUT;
+        loop {
+            let version = self.0.map.current().version;
+            match self.ask_once(account, &request).await {
+                Err(Failure::Refused(Refusal::Elsewhere)) => {}
+                answer => return answer,
             }
-        };
-        if timeout(MAP_TIMEOUT, newer).await.is_err() {
-            return Err(busy());
-        }
-        match self.ask_once(account, &request).await {
-            Err(Failure::Refused(Refusal::Elsewhere)) => Err(busy()),
-            second => second,
+            if timeout_at(until, self.0.map.newer_than(version)).await.is_err() {
+                return Err(busy());
+            }
         }
     }
 
@@ -266,7 +257,7 @@ impl Router {
         account: u64,
         request: &impl Fn(oneshot::Sender<Result<T, Failure>>) -> Request,
     ) -> Result<T, Failure> {
-        let shard = self.0.map.current.load().shards.get(usize::from(bucket_of(account))).copied();
+        let shard = self.0.map.shard_of(bucket_of(account));
         let seat = shard.and_then(|shard| self.0.seats.get(shard as usize)).ok_or_else(busy)?;
         let (reply, answer) = oneshot::channel();
         seat.hand_in(request(reply))?;
@@ -280,6 +271,11 @@ impl Router {
             Ok(Err(_)) | Err(_) => Err(Failure::Unknown),
         }
     }
+}
+
+/// A question that got no answer has changed nothing.
+fn unread(failure: Failure) -> Failure {
+    if matches!(failure, Failure::Unknown) { busy() } else { failure }
 }
 
 fn status(config: &Config, seat: &Seat, lease: Option<&Lease>, buckets: u32) -> ShardStatus {
@@ -302,7 +298,7 @@ fn status(config: &Config, seat: &Seat, lease: Option<&Lease>, buckets: u32) -> 
             status.epoch = tenure.epoch;
             status.accounts = u64::try_from(seat.gauges.accounts.get()).ok();
         }
-        Standing::Elsewhere { node, advertise, epoch, until } if *until > clock::now() => {
+        Standing::Elsewhere { node, advertise, epoch, until, behind: _ } if *until > clock::now() => {
             status.node.clone_from(node);
             status.advertise.clone_from(advertise);
             status.epoch = *epoch;
@@ -330,31 +326,5 @@ async fn watch_over(seat: Arc<Seat>, life: impl Future<Output = ()>) {
         tracing::error!(shard = seat.shard, "the shard's task panicked, the shard is given up");
         seat.set_broken(true);
         seat.publish(Standing::Vacant);
-    }
-}
-
-/// Reads the bucket map now and then, and when somebody found it old.
-async fn keep_map<B: Backend>(map: Arc<Map>, backend: B, every: Duration, closing: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = closing.cancelled() => return,
-            () = tokio::time::sleep(every) => {}
-            () = map.doubted.notified() => {}
-        }
-        match backend.bucket_map().await {
-            Ok(fresh) if fresh.version > map.current.load().version => {
-                tracing::info!(version = fresh.version, "there is a new bucket map");
-                map.current.store(Arc::new(fresh));
-            }
-            Ok(_) => {
-                // Whoever doubts it asks again at once; a moved bucket's map is written within moments.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            Err(error) => {
-                tracing::debug!(%error, "the bucket map could not be read");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-        map.refreshed.notify_waiters();
     }
 }

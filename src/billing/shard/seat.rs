@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, oneshot, watch};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use bytes::Bytes;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::timeout;
 
 use super::Failure;
 use super::metrics::Gauges;
 use super::tenure::Tenure;
-use crate::billing::domain::{Account, Key, Operation};
+use crate::billing::domain::{Account, Assignment, Key, Operation};
 use crate::clock;
 
 /// What a caller wants of an owner.
@@ -38,15 +40,35 @@ impl Request {
     }
 }
 
+/// What is asked of an owner about a bucket or the shard as a whole.
+pub enum Errand {
+    /// The bucket goes to another shard; told once it is there.
+    Move { bucket: u16, to: u32, reply: oneshot::Sender<Result<(), Failure>> },
+    /// A bucket comes; told once that is durable.
+    Adopt { generation: u64, image: Bytes, reply: oneshot::Sender<Result<(), Failure>> },
+    /// The shard is to stay with this node for a while.
+    Assign { reply: oneshot::Sender<Result<(), Failure>> },
+}
+
+impl Errand {
+    pub fn refuse(self, failure: Failure) {
+        let (Errand::Move { reply, .. } | Errand::Adopt { reply, .. } | Errand::Assign { reply }) = self;
+        drop(reply.send(Err(failure)));
+    }
+}
+
 /// Asks an owner to leave; told when this node writes nothing more.
 pub struct HandOver {
     pub to: String,
+    /// By hand, so it is to stay there for a while.
+    pub assigned: bool,
     pub reply: oneshot::Sender<Result<(), Failure>>,
 }
 
 pub enum Standing {
     Own {
         requests: mpsc::Sender<Request>,
+        errands: mpsc::Sender<Errand>,
         hand_over: mpsc::Sender<HandOver>,
         tenure: Arc<Tenure>,
     },
@@ -56,6 +78,8 @@ pub enum Standing {
         advertise: String,
         epoch: u64,
         until: Instant,
+        /// Batches that this node lacked when it heard of the lease.
+        behind: u64,
     },
     /// Nobody has it that this node knows of, or it changes hands.
     Vacant,
@@ -66,6 +90,8 @@ pub struct Seat {
     pub shard: u32,
     pub gauges: Gauges,
     standing: ArcSwap<Standing>,
+    assignment: ArcSwapOption<Assignment>,
+    poked: Notify,
     changed: watch::Sender<()>,
     /// The journal does not take a batch for longer than callers are patient.
     stuck: AtomicBool,
@@ -84,6 +110,8 @@ impl Seat {
             shard,
             gauges,
             standing: ArcSwap::from_pointee(Standing::Vacant),
+            assignment: ArcSwapOption::empty(),
+            poked: Notify::new(),
             changed: watch::Sender::new(()),
             stuck: AtomicBool::new(false),
             broken: AtomicBool::new(false),
@@ -110,6 +138,55 @@ impl Seat {
             }
             Standing::Elsewhere { .. } | Standing::Vacant => Err(busy()),
         }
+    }
+
+    /// Does this node own it? If not, who does.
+    pub fn is_here(&self) -> Result<(), Failure> {
+        self.errands().map(drop)
+    }
+
+    fn errands(&self) -> Result<mpsc::Sender<Errand>, Failure> {
+        match &**self.standing.load() {
+            Standing::Own { errands, .. } => Ok(errands.clone()),
+            Standing::Elsewhere { node, advertise, until, .. } if *until > clock::now() => {
+                Err(Failure::Elsewhere { node: node.clone(), advertise: advertise.clone() })
+            }
+            Standing::Elsewhere { .. } | Standing::Vacant => Err(busy()),
+        }
+    }
+
+    /// Has an owner on this node do something. `Unknown`: it may or may not be done, or be done yet.
+    pub async fn have_done(
+        &self,
+        patience: Duration,
+        errand: impl FnOnce(oneshot::Sender<Result<(), Failure>>) -> Errand,
+    ) -> Result<(), Failure> {
+        let (reply, answer) = oneshot::channel();
+        self.errands()?.try_send(errand(reply)).map_err(|_| busy())?;
+        match timeout(patience, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) | Err(_) => Err(Failure::Unknown),
+        }
+    }
+
+    /// To whom the shard was given by hand last, as far as this node knows.
+    pub fn assignment(&self) -> Option<Arc<Assignment>> {
+        self.assignment.load_full()
+    }
+
+    pub fn set_assignment(&self, assignment: Option<&Assignment>) {
+        if self.assignment().as_deref() != assignment {
+            self.assignment.store(assignment.cloned().map(Arc::new));
+        }
+    }
+
+    /// Has the shard's task look at the lease at once: it may be this node's.
+    pub fn poke(&self) {
+        self.poked.notify_one();
+    }
+
+    pub async fn poked(&self) {
+        self.poked.notified().await;
     }
 
     /// Can commands be done there, by this node or by forwarding?
@@ -141,10 +218,19 @@ impl Seat {
         self.seq.load(Relaxed)
     }
 
-    /// Resolves once the standing is what is asked for.
-    pub async fn wait_for(&self, is: impl Fn(&Standing) -> bool) {
+    /// Has it an owner right now, here or elsewhere, whose lease has not run out as far as this node knows?
+    pub fn is_owned(&self) -> bool {
+        match &**self.standing.load() {
+            Standing::Own { tenure, .. } => tenure.holds(),
+            Standing::Elsewhere { until, .. } => *until > clock::now(),
+            Standing::Vacant => false,
+        }
+    }
+
+    /// Resolves once it has an owner.
+    pub async fn owned(&self) {
         let mut changed = self.changed.subscribe();
-        while !is(&self.standing.load()) {
+        while !self.is_owned() {
             // The sender lives in this very seat.
             if changed.changed().await.is_err() {
                 return;

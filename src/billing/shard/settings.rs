@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use crate::billing::journal::Node;
 
+/// What a bucket's image has at most, when every number in it is counted at its longest. It is one batch of the journal it
+/// goes to: at 10 MB/s that is within the journal's answer timeout. It is some 300,000 accounts with a key each, where a
+/// bucket has 1000 of a million.
+pub const IMAGE_BYTES_MAX: usize = 32 << 20;
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub node: Node,
@@ -30,8 +35,9 @@ pub struct Config {
     pub answer_timeout: Duration,
     /// How long the first result of an idempotency key is told again. Default 24 h: a client that was off for a day.
     pub keep_keys: Duration,
-    /// Keys of a shard in memory, at about 70 bytes. Above it they are kept for less long, but not below `keep_keys_min`; then
-    /// commands are refused. Default 16M: about 1.1 GB.
+    /// Keys of all shards in memory, at about 70 bytes; every node has all of them, as it follows the shards that it does not
+    /// own. A shard has the part of its buckets. Above it they are kept for less long, but not below `keep_keys_min`; then, a
+    /// quarter above it, commands are refused. Default 16M: about 1.1 GB.
     pub keys_max: usize,
     /// Default 1 min: beyond the retries of a client that is still there, and at 200,000 a second still within `keys_max`.
     pub keep_keys_min: Duration,
@@ -44,6 +50,14 @@ pub struct Config {
     pub keep_batches: u64,
     /// How long a shard that is handed over is kept for the other node. Default 10 s: it polls twenty times.
     pub hand_over: Duration,
+    /// A bucket with a larger image stays where it is. Default and most [`IMAGE_BYTES_MAX`], as other nodes take no more.
+    pub image_bytes_max: usize,
+    /// A node with fewer shards than others asks for one when no shard has changed hands for this long, and up to half of
+    /// it more. Default 10 s: a restart, and what it moves, is over then.
+    pub spread: Duration,
+    /// After a shard was given to a node by hand no shard is asked for, while the node has it. Default 10 min: somebody is at
+    /// work there.
+    pub assigned_for: Duration,
 }
 
 impl Config {
@@ -66,6 +80,9 @@ impl Config {
             snapshot_batches: 100_000,
             keep_batches: 10_000,
             hand_over: Duration::from_secs(10),
+            image_bytes_max: IMAGE_BYTES_MAX,
+            spread: Duration::from_secs(10),
+            assigned_for: Duration::from_secs(600),
         }
     }
 }

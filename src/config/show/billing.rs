@@ -1,7 +1,7 @@
 //! A billing node's settings as TOML.
 
 use super::writer::Writer;
-use crate::billing::{journal, shard};
+use crate::billing;
 use crate::config::billing::{Listen, Notifier, Settings};
 use crate::config::proxy::Log;
 
@@ -9,7 +9,9 @@ use crate::config::proxy::Log;
 pub fn to_toml(settings: &Settings) -> String {
     let Settings { state_dir, peer_token_file, listen, journal, shards, notifier, log } = settings;
     // What a file cannot set has its default.
-    let shard::Config { node: journal::Node { name, advertise }, shards: count, lease, .. } = shards;
+    let billing::shard::Config {
+        node: billing::journal::Node { name, advertise }, shards: count, lease, ..
+    } = shards;
     let mut out = Writer::default();
     out.header("[node]");
     out.text("name", name);
@@ -22,14 +24,14 @@ pub fn to_toml(settings: &Settings) -> String {
     out.texts("iproto", iproto);
     out.maybe_text("token_file", token_file.as_ref().map(|path| path.display()));
     out.maybe_text("iproto_users", iproto_users.as_ref().map(|path| path.display()));
-    let journal::Config { engine, shards: _, timeouts: _ } = journal;
+    let billing::journal::Config { engine, shards: _, timeouts: _ } = journal;
     out.header("[journal]");
     match engine {
-        journal::Engine::Embedded { path } => {
+        billing::journal::Engine::Embedded { path } => {
             out.text("engine", "embedded");
             out.text("path", path.display());
         }
-        journal::Engine::Postgres { connections, ca_file } => {
+        billing::journal::Engine::Postgres { connections, ca_file } => {
             out.text("engine", "postgres");
             out.texts("connections", connections);
             out.maybe_text("ca_file", ca_file.as_ref().map(|path| path.display()));

@@ -1,7 +1,7 @@
 //! Files of a billing node.
 
 use super::*;
-use crate::billing::journal::Engine;
+use crate::billing;
 use crate::config::billing::{Settings, parse};
 use crate::config::show;
 
@@ -57,7 +57,10 @@ fn nothing_is_needed() {
     assert!(settings.listen.iproto.is_empty() && settings.listen.token_file.is_none());
     assert_eq!(settings.shards.node.advertise, "127.0.0.1:8200");
     assert_eq!((settings.shards.shards, settings.journal.shards), (2, 2));
-    assert_eq!(settings.journal.engine, Engine::Embedded { path: "/var/lib/forefront/journal".into() });
+    assert_eq!(
+        settings.journal.engine,
+        billing::journal::Engine::Embedded { path: "/var/lib/forefront/journal".into() }
+    );
     assert_eq!(settings.notifier.url, None);
 }
 
@@ -70,9 +73,9 @@ fn every_value_is_taken() {
     );
     assert_eq!((settings.shards.shards, settings.journal.shards, settings.shards.lease.as_secs()), (7, 7, 2));
     assert_eq!((settings.listen.http.len(), settings.listen.iproto.len()), (2, 1));
-    assert_eq!(settings.journal.engine, Engine::Embedded { path: "/journal".into() });
+    assert_eq!(settings.journal.engine, billing::journal::Engine::Embedded { path: "/journal".into() });
     assert_eq!(settings.notifier.url.as_deref(), Some("https://host:9/off?userID={user_id}"));
-    let Engine::Postgres { connections, ca_file } = load(POSTGRES).journal.engine else {
+    let billing::journal::Engine::Postgres { connections, ca_file } = load(POSTGRES).journal.engine else {
         panic!("not postgres")
     };
     assert_eq!((connections.len(), ca_file), (2, Some("/ca".into())));

@@ -79,7 +79,7 @@ impl Ask {
     }
 
     /// For HTTP/1.1: content with trailers goes in chunks, other content with its length.
-    fn bytes(&self) -> Vec<u8> {
+    pub fn bytes(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\nHost: bed.example\r\n", self.method, self.path);
         for (name, value) in &self.fields {
             head += &format!("{name}: {value}\r\n");

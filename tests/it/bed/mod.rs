@@ -1,5 +1,6 @@
 //! The test bed: processes, origins and clients for the scenarios beside it.
 
+pub mod billing;
 mod client;
 mod heard;
 mod http2;

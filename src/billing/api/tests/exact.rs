@@ -1,13 +1,14 @@
 //! The document says what the server does, all of it, and nothing else.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
 use super::schema::{check, document, resolve};
 use super::*;
 use crate::billing::api::json::{AmountBody, CreateBody, VelocityBody, batch, object};
-use crate::billing::domain::Key;
+use crate::billing::api::routes::operators::{HandOverBody, MoveBody};
+use crate::billing::domain::{Key, State};
 
 /// What it takes to get one documented status of one operation.
 #[derive(Default)]
@@ -48,6 +49,11 @@ fn good(operation: &str) -> (&'static str, Option<Value>) {
         ),
         "insert_data" => ("/billing/v1/insert_data", None),
         "cluster" => ("/billing/v1/cluster", None),
+        "move" => ("/billing/v1/cluster/move", Some(json!({ "buckets": [17, 3], "to_shard": 1 }))),
+        "hand_over" => ("/billing/v1/cluster/hand_over", Some(json!({ "shard": 0, "to": "b" }))),
+        // An older one than the node has: nothing is done.
+        "adopt" => ("/billing/v1/cluster/adopt?shard=0&generation=1", None),
+        "give" => ("/billing/v1/cluster/give", Some(json!({ "shard": 0, "to": "b" }))),
         "openapi" => ("/billing/v1/openapi.json", None),
         "ping" => ("/ping", None),
         "metrics" => ("/metrics", None),
@@ -59,7 +65,9 @@ fn recipe(operation: &str, status: u16) -> Recipe {
     let elsewhere = || Failure::Elsewhere { node: "b".into(), advertise: "127.0.0.1:1".into() };
     let mut recipe = Recipe::default();
     match (status, operation) {
+        (200, "adopt") => recipe.body = Some(empty_image()),
         (200 | 201, _) => {}
+        (400, "adopt") => recipe.path = Some("/billing/v1/cluster/adopt?shard=0"),
         (400, "list") => recipe.path = Some("/billing/v1/accounts?limit=0"),
         (400, "get") => recipe.path = Some("/billing/v1/accounts/-1"),
         (400, _) => recipe.body = Some("[1]".to_owned()),
@@ -78,16 +86,19 @@ fn recipe(operation: &str, status: u16) -> Recipe {
         (409, "create") => recipe.body = Some(json!({ "id": 4, "balance": 1, "velocity": 1 }).to_string()),
         (409, _) => recipe.before.push(("accounts/4/withdraw", json!({ "amount": 1 }))),
         (413, _) => {
-            (recipe.limits.body_bytes, recipe.limits.batch_bytes) = (100, 100);
+            recipe.limits = Limits { body_bytes: 100, batch_bytes: 100, image_bytes: 100, ..recipe.limits };
             recipe.body = Some(" ".repeat(101));
         }
         (415, _) => recipe.media = Some("application/x-www-form-urlencoded"),
+        (422, "move") => recipe.body = Some(json!({ "bucket": 0, "to_shard": 1 }).to_string()),
+        (422, "hand_over" | "give") => recipe.body = Some(json!({ "shard": 7, "to": "b" }).to_string()),
         (422, _) => recipe.body = Some(json!({ "amount": i64::MAX }).to_string()),
         (500, "ping") => recipe.unable = true,
         (503, _) => recipe.limits.in_flight = 0,
         (504, _) => {
             recipe.limits.answer_timeout = Duration::from_millis(50);
             recipe.hold = true;
+            recipe.body = (operation == "adopt").then(empty_image);
         }
         (508, _) => {
             recipe.failure = Some(elsewhere());
@@ -96,6 +107,11 @@ fn recipe(operation: &str, status: u16) -> Recipe {
         _ => panic!("how does {operation} give {status}?"),
     }
     recipe
+}
+
+/// Of a bucket without accounts, which is ASCII.
+fn empty_image() -> String {
+    String::from_utf8(State::empty_image(7)).unwrap()
 }
 
 async fn cook(operation: &str, method: &str, recipe: Recipe) -> Answer {
@@ -119,10 +135,14 @@ async fn cook(operation: &str, method: &str, recipe: Recipe) -> Answer {
     let path = path.unwrap_or(usual_path);
     let body = body.or(usual_body.map(|body| body.to_string())).unwrap_or_default();
     fields.push(("idempotency-key", KEY));
+    if matches!(operation, "adopt" | "give") && !fields.iter().any(|(name, _)| *name == "x-forefront-peer") {
+        fields.push(("x-forefront-peer", PEER));
+    }
     let media = media.unwrap_or("application/json");
     let answer = if stalls {
+        let fields: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {media}\r\ncontent-length: 9\r\nidempotency-key: {KEY}\r\n\
+            "{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-type: {media}\r\ncontent-length: 9\r\n{fields}\
              connection: close\r\n\r\n{{"
         );
         parsed(&scene.raw(head.as_bytes()).await)
@@ -198,23 +218,28 @@ async fn every_documented_status_is_given_as_documented() {
     assert!(walked > 80, "only {walked} statuses are documented");
 }
 
-#[test]
-fn the_document_and_the_server_have_the_same_routes() {
+#[tokio::test]
+async fn the_document_and_the_server_have_the_same_routes() {
     let document = document();
-    let documented: BTreeSet<(String, String)> = document["paths"]
+    let documented: BTreeMap<&str, BTreeSet<String>> = document["paths"]
         .as_object()
         .unwrap()
         .iter()
-        .flat_map(|(path, item)| {
-            item.as_object().unwrap().keys().map(move |method| (method.to_uppercase(), path.clone()))
+        .map(|(path, item)| {
+            let methods = item.as_object().unwrap().keys().map(|method| method.to_uppercase());
+            (path.as_str(), methods.filter(|method| method != "PARAMETERS").collect())
         })
-        .filter(|(method, _)| method != "PARAMETERS")
         .collect();
-    let served: BTreeSet<(String, String)> = routes::table::<Fake>()
-        .iter()
-        .map(|route| (route.method.to_string(), route.path.to_owned()))
-        .collect();
-    assert_eq!(documented, served);
+    let served: BTreeSet<&str> = routes::table::<Fake>().iter().map(|route| route.path).collect();
+    assert_eq!(documented.keys().copied().collect::<BTreeSet<_>>(), served);
+    let scene = Scene::plain().await;
+    for (path, methods) in documented {
+        for method in ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"] {
+            let answer = scene.send(method.parse().unwrap(), &path.replace("{id}", "4"), &[], "").await;
+            assert_eq!(answer.status != 405, methods.contains(method), "{method} {path}");
+        }
+    }
+    scene.stop().await;
 }
 
 #[test]
@@ -245,6 +270,7 @@ fn number() -> impl Strategy<Value = Value> {
         ]),
         any::<i64>().prop_map(|number| json!(number)),
         any::<f64>().prop_map(|number| json!(number)),
+        any::<i32>().prop_map(|number| json!(f64::from(number))),
     ]
 }
 
@@ -255,7 +281,7 @@ fn scalar() -> impl Strategy<Value = Value> {
         1 => any::<bool>().prop_map(Value::from),
         1 => ".{0,8}".prop_map(Value::from),
         1 => prop::sample::select(vec!["get", "create", "add_money", "withdraw", "update_spending_velocity", "delete"]).prop_map(Value::from),
-        1 => Just(json!([])),
+        1 => prop::collection::vec(number(), 0..3).prop_map(Value::from),
         1 => Just(json!({})),
     ]
 }
@@ -263,7 +289,9 @@ fn scalar() -> impl Strategy<Value = Value> {
 /// Objects that are nearly what is asked for.
 fn near() -> impl Strategy<Value = Value> {
     let name = prop_oneof![
-        9 => prop::sample::select(vec!["id", "amount", "velocity", "balance", "operation", "key"]).prop_map(String::from),
+        9 => prop::sample::select(vec![
+            "id", "amount", "velocity", "balance", "operation", "key", "bucket", "buckets", "to_shard", "shard", "to",
+        ]).prop_map(String::from),
         1 => "[a-z]{1,6}",
     ];
     prop_oneof![
@@ -304,6 +332,8 @@ proptest! {
             ("AmountBody", read(object::<AmountBody>(body).and_then(|body| body.withdraw()).map(drop))),
             ("VelocityBody", read(object::<VelocityBody>(body).and_then(|body| body.operation()).map(drop))),
             ("Batch", read(batch(body, &key).map(drop))),
+            ("Move", read(object::<MoveBody>(body).and_then(MoveBody::buckets).map(drop))),
+            ("HandOver", read(object::<HandOverBody>(body).and_then(HandOverBody::checked).map(drop))),
         ] {
             let allowed = allowed(name);
             prop_assert_eq!(read.is_ok(), allowed.is_ok(), "{}: {} read {:?}, allowed {:?}", name, text, read, allowed);
@@ -320,7 +350,7 @@ fn nothing_that_is_sent_fails_the_server() {
     let segment = prop_oneof![
         6 => prop::sample::select(vec![
             "billing", "v1", "accounts", "4", "18446744073709551615", "18446744073709551616", "add_money", "withdraw",
-            "update_spending_velocity", "batch", "insert_data", "cluster", "ping", "%00", "%ff", "..", "",
+            "update_spending_velocity", "batch", "insert_data", "cluster", "move", "hand_over", "ping", "%00", "%ff", "..", "",
         ]).prop_map(String::from),
         1 => "[!-\"$->@-~]{1,5}",
     ];

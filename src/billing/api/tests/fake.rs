@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -11,7 +12,7 @@ use crate::billing::domain::{
     Account, BUCKETS, Command, Key, Micros, Operation, Refusal, Reply, State, bucket_of,
 };
 use crate::billing::journal::{MemberState, MemberStatus, ReplicaSetStatus};
-use crate::billing::shard::{Cluster, Failure, ShardStatus};
+use crate::billing::shard::{Cluster, Failure, ShardStatus, Unmovable};
 
 /// In microseconds since the epoch.
 pub const START: u64 = 1_700_000_000_000_000;
@@ -186,6 +187,37 @@ impl Shards for Fake {
             members: vec![member],
         };
         Cluster { node: inner.node.to_owned(), shards, replica_sets: vec![set] }
+    }
+
+    /// The first of the node's buckets is too large, and there are two shards.
+    async fn move_bucket(&self, bucket: u16, to: u32) -> Result<(), Failure> {
+        self.free().await;
+        let mut inner = self.inner.lock();
+        inner.may_fail()?;
+        match (bucket, to) {
+            (0, _) => Err(Unmovable::TooLarge { bytes: 1 << 30 }.into()),
+            (_, 0..2) => Ok(()),
+            _ => Err(Unmovable::NoSuchShard.into()),
+        }
+    }
+
+    async fn assign(&self, shard: u32, _: &str) -> Result<(), Failure> {
+        self.free().await;
+        self.inner.lock().may_fail()?;
+        if shard < 2 { Ok(()) } else { Err(Unmovable::NoSuchShard.into()) }
+    }
+
+    async fn adopt(&self, _: u32, generation: u64, image: Bytes) -> Result<(), Failure> {
+        self.free().await;
+        let mut inner = self.inner.lock();
+        inner.may_fail()?;
+        let now = inner.now;
+        let adopt = Command::Adopt { generation, image: image.as_ref().into() };
+        inner.state.apply(&adopt, now).result.map(drop).map_err(Failure::from)
+    }
+
+    async fn give(&self, shard: u32, to: &str) -> Result<(), Failure> {
+        self.assign(shard, to).await
     }
 
     fn is_able(&self) -> bool {

@@ -295,7 +295,8 @@ async fn ping_tells_whether_writes_are_taken() {
     scene.drain.begin();
     assert_eq!(scene.get("/ping").await.status, 500);
     let metrics = scene.get("/metrics").await;
-    assert!(metrics.text.contains("forefront_billing_http_connections 1"), "{}", metrics.text);
+    let connections = format!("{} 1", "forefront_billing_http_connections");
+    assert!(metrics.text.contains(&connections), "{}", metrics.text);
     scene.stop().await;
 }
 
@@ -339,6 +340,19 @@ async fn heads_and_silence_are_bounded() {
 }
 
 #[tokio::test]
+async fn an_answer_that_nobody_reads_is_given_up() {
+    let limits = Limits { unread_timeout: Duration::from_millis(200), ..Limits::default() };
+    let scene = Scene::new(Fake::alone(), None, limits).await;
+    let mut deaf = TcpStream::connect(scene.address).await.unwrap();
+    let asked = b"GET /billing/v1/openapi.json HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
+    // Ends with an error once the server has; what the systems between keep is bounded too.
+    let given_up = async { while deaf.write_all(&asked).await.is_ok() {} };
+    soon(given_up).await;
+    assert_eq!(scene.get("/ping").await.status, 200);
+    scene.stop().await;
+}
+
+#[tokio::test]
 async fn a_request_that_came_is_finished_at_the_end() {
     let scene = Scene::plain().await;
     scene.fake.hold();
@@ -359,4 +373,100 @@ async fn a_request_that_came_is_finished_at_the_end() {
     assert_eq!(soon(asked).await.unwrap().unwrap().status(), 404);
     soon(scene.drain.idle()).await;
     scene.stop().await;
+}
+
+/// What operators ask goes to the node that owns, whichever they ask, once.
+#[tokio::test]
+async fn operators_ask_any_node() {
+    let scene = Scene::plain().await;
+    let body = json!({ "buckets": [5, 3, 5], "to_shard": 1 });
+    let moved = scene.post("cluster/move", "k", body.clone()).await;
+    assert_eq!((moved.status, moved.json()), (200, json!({ "buckets": [3, 5], "to_shard": 1 })));
+    let refused = scene.post("cluster/move", "k", json!({ "buckets": [0, 1], "to_shard": 1 })).await;
+    assert_eq!(refused.status, 422);
+    let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+    assert!(
+        detail.starts_with("1 of 2 buckets are there; bucket 0: ") && detail.contains("1073741824"),
+        "{detail}"
+    );
+    // Here it is another node's: that is asked, and finds that it is not its own either.
+    let other = Scene::plain().await;
+    let advertise = other.address.to_string();
+    scene.fake.fail(Failure::Elsewhere { node: "b".into(), advertise: advertise.clone() });
+    assert_eq!(scene.post("cluster/move", "k", body.clone()).await.status, 200);
+    let give = json!({ "shard": 1, "to": "b" });
+    assert_eq!(scene.post("cluster/hand_over", "k", give.clone()).await.status, 200);
+    other.fake.fail(Failure::Elsewhere { node: "a".into(), advertise: scene.address.to_string() });
+    for (path, body) in [("cluster/move", &body), ("cluster/hand_over", &give)] {
+        assert_eq!(scene.post(path, "k", body.clone()).await.status, 508, "{path}");
+    }
+    // What may be under way is not told as if nothing was done.
+    other.fake.fail(Failure::Unknown);
+    for (path, body) in [("cluster/move", &body), ("cluster/hand_over", &give)] {
+        assert_eq!(scene.post(path, "k", body.clone()).await.status, 504, "{path}");
+    }
+    let gone = other.address;
+    other.stop().await;
+    scene.fake.fail(Failure::Elsewhere { node: "b".into(), advertise: gone.to_string() });
+    assert_eq!(scene.post("cluster/hand_over", "k", give).await.status, 503);
+    scene.stop().await;
+}
+
+/// What shards of different nodes ask of each other.
+#[tokio::test]
+async fn nodes_send_buckets_and_ask_for_shards() {
+    use crate::billing::domain::{Refusal, State};
+    use crate::billing::shard::Neighbours;
+    let (_, odd) = Fake::pair();
+    let scene = Scene::new(odd, Some(TOKEN), Limits { image_bytes: 1000, ..Limits::default() }).await;
+    let advertise = scene.address.to_string();
+    let peers = Peers::new(Token::new(PEER).as_ref());
+    let adopt = |generation, image: Vec<u8>| peers.adopt(&advertise, 1, generation, image.into());
+    // An even bucket, which it does not have; and once more.
+    for _ in 0..2 {
+        adopt(2, State::empty_image(4)).await.unwrap();
+    }
+    for image in [b"no image".to_vec(), State::empty_image(4)[..5].to_vec(), State::empty_image(1)] {
+        let refused = adopt(7, image).await;
+        assert!(matches!(refused, Err(Failure::Refused(Refusal::BadBucket))), "{refused:?}");
+    }
+    assert!(matches!(adopt(2, vec![0; 1001]).await, Err(Failure::Refused(_))));
+    peers.give(&advertise, 1, "c").await.unwrap();
+    scene.fake.fail(Failure::Busy { retry_after: Duration::from_secs(3) });
+    let busy = peers.give(&advertise, 1, "c").await;
+    assert!(
+        matches!(busy, Err(Failure::Busy { retry_after }) if retry_after == Duration::from_secs(3)),
+        "{busy:?}"
+    );
+    scene.fake.fail(Failure::Unknown);
+    assert!(matches!(adopt(3, State::empty_image(6)).await, Err(Failure::Unknown)));
+    scene.fake.heal();
+    // Neither a client nor a stranger may.
+    let token = format!("Bearer {TOKEN}");
+    let stranger = Peers::new(Token::new("somebody-else-altogether").as_ref());
+    let refused = stranger.adopt(&advertise, 1, 9, State::empty_image(8).into()).await;
+    assert!(matches!(refused, Err(Failure::Busy { .. })), "{refused:?}");
+    for path in ["adopt?shard=1&generation=9", "give"] {
+        let fields = [("authorization", token.as_str()), ("content-type", "application/json")];
+        let path = format!("/billing/v1/cluster/{path}");
+        let answer = scene.send(Method::POST, &path, &fields, r#"{"shard":1,"to":"c"}"#).await;
+        assert_eq!(answer.status, 403, "{path}");
+    }
+    for query in [
+        "",
+        "?",
+        "?shard=1",
+        "?shard=1&shard=1&generation=2",
+        "?shard=-1&generation=2",
+        "?shard=1&generation=x",
+    ] {
+        let path = format!("/billing/v1/cluster/adopt{query}");
+        assert_eq!(
+            scene.send(Method::POST, &path, &[("x-forefront-peer", PEER)], "").await.status,
+            400,
+            "{query}"
+        );
+    }
+    scene.stop().await;
+    assert!(matches!(adopt(2, State::empty_image(4)).await, Err(Failure::Busy { .. })));
 }

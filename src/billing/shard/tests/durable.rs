@@ -123,6 +123,7 @@ async fn closing_ends_in_order_and_nothing_is_taken_after() {
         WallClock::system(),
         &registry,
         notifier.clone(),
+        None,
         closing.clone(),
     );
     let router = router.await.unwrap();

@@ -40,6 +40,8 @@ pub enum Mistake {
 #[derive(Default)]
 struct Shard {
     batches: Vec<Batch>,
+    /// With those that were truncated.
+    archive: Vec<Batch>,
     truncated: u64,
     snapshot: Option<Snapshot>,
     epoch: u64,
@@ -57,6 +59,33 @@ pub struct Link {
     /// Appends that wait at a held link.
     waiting: watch::Sender<usize>,
     faults: Mutex<Option<Faults>>,
+    trap: Mutex<Option<(Moment, When)>>,
+    trapped: watch::Sender<bool>,
+}
+
+/// A step of a bucket on its way, as the journal sees it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Moment {
+    Release,
+    Adopt,
+    Map,
+    Sent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum When {
+    Before,
+    After,
+}
+
+fn moments(batch: &Batch) -> Vec<Moment> {
+    let moment = |command: &domain::Command| match command {
+        domain::Command::Release { .. } => Some(Moment::Release),
+        domain::Command::Adopt { .. } => Some(Moment::Adopt),
+        domain::Command::Sent { .. } => Some(Moment::Sent),
+        _ => None,
+    };
+    domain::Batch::decode(&batch.payload).unwrap().commands.iter().filter_map(moment).collect()
 }
 
 /// How often an append fails, in thousandths, in each way.
@@ -117,10 +146,24 @@ impl Fake {
         self.world.lock().map = map;
     }
 
+    pub fn map(&self) -> BucketMap {
+        self.world.lock().map.clone()
+    }
+
+    fn change_map(&self, map: &BucketMap) -> bool {
+        let own = &mut self.world.lock().map;
+        let next = map.version == own.version + 1;
+        if next {
+            own.clone_from(map);
+        }
+        next
+    }
+
+    /// Nobody, while it is kept for somebody.
     pub fn owner(&self, shard: u32) -> (String, u64) {
         let world = self.world.lock();
         let shard = &world.shards[shard as usize];
-        (shard.node.clone(), shard.epoch)
+        (if shard.advertise.is_empty() { String::new() } else { shard.node.clone() }, shard.epoch)
     }
 
     pub fn has_snapshot(&self, shard: u32) -> bool {
@@ -144,6 +187,31 @@ impl Fake {
             state.replay(&domain::Batch::decode(&batch.payload).unwrap());
         }
         state
+    }
+
+    /// Every batch of a shard that was ever durable.
+    pub fn archive(&self, shard: u32) -> Vec<domain::Batch> {
+        let world = self.world.lock();
+        let archive = world.shards[shard as usize].archive.iter();
+        archive.map(|batch| domain::Batch::decode(&batch.payload).unwrap()).collect()
+    }
+
+    /// Whoever comes to this moment over this link stays there until it is set anew.
+    pub fn set_trap(&self, trap: Option<(Moment, When)>) {
+        *self.link.trap.lock() = trap;
+        self.link.trapped.send_replace(false);
+    }
+
+    pub fn is_trapped(&self) -> bool {
+        *self.link.trapped.borrow()
+    }
+
+    async fn come_to(&self, moments: &[Moment], when: When) {
+        let trap = *self.link.trap.lock();
+        if trap.is_some_and(|(moment, at)| at == when && moments.contains(&moment)) {
+            self.link.trapped.send_replace(true);
+            self.link.trapped.subscribe().wait_for(|trapped| !trapped).await.unwrap();
+        }
     }
 
     fn unavailable(step: &'static str) -> Error {
@@ -176,9 +244,11 @@ impl Fake {
     fn write(&self, batch: &Batch) -> Result<(), Error> {
         let last = self.lease(batch.shard);
         if self.world.lock().mistake == Mistake::NoFence {
-            let batches = &mut self.world.lock().shards[batch.shard as usize].batches;
-            batches.retain(|before| before.seq < batch.seq);
-            batches.push(batch.clone());
+            let shard = &mut self.world.lock().shards[batch.shard as usize];
+            for batches in [&mut shard.batches, &mut shard.archive] {
+                batches.retain(|before| before.seq < batch.seq);
+                batches.push(batch.clone());
+            }
             return Ok(());
         }
         if last.epoch != batch.epoch {
@@ -187,7 +257,9 @@ impl Fake {
         if last.seq + 1 != batch.seq {
             return Err(Error::OutOfOrder { shard: batch.shard, expected: last.seq + 1 });
         }
-        self.world.lock().shards[batch.shard as usize].batches.push(batch.clone());
+        let shard = &mut self.world.lock().shards[batch.shard as usize];
+        shard.batches.push(batch.clone());
+        shard.archive.push(batch.clone());
         Ok(())
     }
 }
@@ -200,6 +272,8 @@ impl Link {
             held: watch::Sender::new(false),
             waiting: watch::Sender::new(0),
             faults: Mutex::new(None),
+            trap: Mutex::new(None),
+            trapped: watch::Sender::new(false),
         }
     }
 
@@ -230,12 +304,16 @@ impl Backend for Fake {
             self.link.waiting.send_modify(|waiting| *waiting -= 1);
         }
         self.pass(STEP).await?;
-        match self.link.fate() {
+        let moments = moments(batch);
+        self.come_to(&moments, When::Before).await;
+        let written = match self.link.fate() {
             Fate::Fine => self.write(batch),
             Fate::Unavailable => Err(Fake::unavailable(STEP)),
             Fate::LostBefore => Err(Fake::unknown(STEP)),
             Fate::LostAfter => self.write(batch).and(Err(Fake::unknown(STEP))),
-        }
+        };
+        self.come_to(&moments, When::After).await;
+        written
     }
 
     async fn confirm(&self, shard: u32, epoch: u64, seq: u64, sum: u32) -> Result<Confirmation, Error> {
@@ -348,6 +426,23 @@ impl Backend for Fake {
     async fn bucket_map(&self) -> Result<BucketMap, Error> {
         self.pass("bucket_map").await?;
         Ok(self.world.lock().map.clone())
+    }
+
+    async fn set_bucket_map(&self, map: &BucketMap) -> Result<bool, Error> {
+        const STEP: &str = "set_bucket_map";
+        self.pass(STEP).await?;
+        self.come_to(&[Moment::Map], When::Before).await;
+        let set = match self.link.fate() {
+            Fate::Fine => Ok(self.change_map(map)),
+            Fate::Unavailable => Err(Fake::unavailable(STEP)),
+            Fate::LostBefore => Err(Fake::unknown(STEP)),
+            Fate::LostAfter => {
+                self.change_map(map);
+                Err(Fake::unknown(STEP))
+            }
+        };
+        self.come_to(&[Moment::Map], When::After).await;
+        set
     }
 
     async fn status(&self) -> Vec<ReplicaSetStatus> {

@@ -3,17 +3,21 @@
 
 mod durable;
 mod fake;
+mod moving;
 mod orders;
 mod simulation;
+mod spreading;
+mod street;
 mod take_over;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Failure, Router, WallClock};
+use super::{Config, Failure, Neighbours, Router, WallClock};
 use crate::billing::domain::{Account, Key, Micros, Money, Operation, Velocity};
 use crate::billing::journal::{self, Engine, Journal, Node, Timeouts};
 use crate::billing::notifier;
@@ -55,16 +59,29 @@ pub async fn journal(path: &Path, shards: u32) -> Journal {
 pub async fn node(path: &Path, shards: u32, wall: WallClock, notifier: notifier::Config) -> Router {
     let journal = journal(path, shards).await;
     let closing = CancellationToken::new();
-    let router =
-        Router::start(config("a", shards), journal, wall, &Registry::new(), notifier, closing).await.unwrap();
+    let router = Router::start(config("a", shards), journal, wall, &Registry::new(), notifier, None, closing)
+        .await
+        .unwrap();
     settled(&router).await;
     router
 }
 
-/// A node on a journal in memory.
+/// A node on a journal in memory, which does not know how to reach others.
 pub async fn start(config: Config, fake: &Fake, wall: &WallClock, notifier: notifier::Config) -> Router {
+    start_with(config, fake, wall, notifier, None).await
+}
+
+async fn start_with(
+    config: Config,
+    fake: &Fake,
+    wall: &WallClock,
+    notifier: notifier::Config,
+    neighbours: Option<Arc<dyn Neighbours>>,
+) -> Router {
     let closing = CancellationToken::new();
-    Router::start_on(config, fake.clone(), wall.clone(), &Registry::new(), notifier, closing).await.unwrap()
+    Router::start_on(config, fake.clone(), wall.clone(), &Registry::new(), notifier, neighbours, closing)
+        .await
+        .unwrap()
 }
 
 pub async fn settled(router: &Router) {

@@ -198,6 +198,7 @@ async fn a_node_that_closes_leaves_its_shard_at_once() {
         wall.clone(),
         &registry,
         notifier.clone(),
+        None,
         closing.clone(),
     );
     let a = a.await.unwrap();

@@ -1,0 +1,106 @@
+//! What operators and other nodes ask of the shards of this node: to move buckets, and to give shards away.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use super::router::Router;
+use super::seat::{Errand, HandOver, Seat, Standing, busy};
+use super::{Failure, Unmovable, spread};
+use crate::billing::domain::{Assignment, BUCKETS};
+use crate::clock;
+
+impl Router {
+    /// Moves a bucket to another shard; it is there when this returns `Ok`, and also if it was before. `Busy`: nothing was
+    /// done. `Unknown`: it may be on its way, and then arrives; asked again, this tells. `Elsewhere`: the shard that has it is
+    /// another node's.
+    pub async fn move_bucket(&self, bucket: u16, to: u32) -> Result<(), Failure> {
+        if bucket >= BUCKETS {
+            return Err(Unmovable::NoSuchBucket.into());
+        }
+        self.seat_of(to)?;
+        let from = self.0.map.shard_of(bucket).ok_or_else(busy)?;
+        let errand = |reply| Errand::Move { bucket, to, reply };
+        let moved = self.seat_of(from)?.have_done(self.0.config.answer_timeout, errand).await;
+        if matches!(moved, Err(Failure::Busy { .. })) {
+            // It may be another shard's by now.
+            self.0.map.doubt();
+        }
+        moved
+    }
+
+    /// Takes a bucket into a shard of this node, as another shard released it. It is durable here when this returns `Ok`, and
+    /// also if it was before.
+    pub async fn adopt(&self, shard: u32, generation: u64, image: Bytes) -> Result<(), Failure> {
+        let errand = |reply| Errand::Adopt { generation, image, reply };
+        self.seat_of(shard)?.have_done(self.0.config.answer_timeout, errand).await
+    }
+
+    /// Hands a shard this node owns to another node; returns when this node writes nothing more. `Unknown`: it does not
+    /// either, but the other node may have to wait for the end of the lease.
+    pub async fn hand_over(&self, shard: u32, to: &str) -> Result<(), Failure> {
+        if to == self.0.config.node.name {
+            return Ok(());
+        }
+        self.leave_to(shard, to, false).await
+    }
+
+    /// As [`Router::hand_over`], by hand: no node asks another for a shard for a while. If this node is the other and has it
+    /// already, the while begins anew.
+    pub async fn assign(&self, shard: u32, to: &str) -> Result<(), Failure> {
+        if to.is_empty() || to.len() > Assignment::NODE_BYTES_MAX {
+            return Err(Unmovable::BadName.into());
+        }
+        if to != self.0.config.node.name {
+            return self.leave_to(shard, to, true).await;
+        }
+        let errand = |reply| Errand::Assign { reply };
+        self.seat_of(shard)?.have_done(self.0.config.answer_timeout, errand).await
+    }
+
+    /// Another node asks for a shard, to spread them. It gets it if this node has at least two more and nothing speaks against
+    /// it; otherwise `Busy`.
+    pub async fn give(&self, shard: u32, to: &str) -> Result<(), Failure> {
+        let super::router::Inner { config, seats, wall, gave, .. } = &*self.0;
+        let seat = self.seat_of(shard)?;
+        seat.is_here()?;
+        let mut gave = gave.try_lock().map_err(|_| busy())?;
+        let owners = spread::owners(seats, config, wall).ok_or_else(busy)?;
+        let wanted = spread::wanted(owners.iter().map(|(node, _)| node.as_str()), to, |_| true);
+        let lately = gave.is_some_and(|gave| clock::now() < gave + config.spread);
+        if lately || !wanted.contains(&shard) {
+            return Err(busy());
+        }
+        *gave = Some(clock::now());
+        self.hand_over(shard, to).await
+    }
+
+    /// From now on this node asks for no shard: it is about to leave.
+    pub fn rest(&self) {
+        self.0.resting.store(true, Relaxed);
+    }
+
+    async fn leave_to(&self, shard: u32, to: &str, assigned: bool) -> Result<(), Failure> {
+        let seat = self.seat_of(shard)?;
+        match &*seat.standing() {
+            Standing::Own { hand_over, .. } => {
+                let (reply, answer) = oneshot::channel();
+                let request = HandOver { to: to.to_owned(), assigned, reply };
+                hand_over.try_send(request).map_err(|_| busy())?;
+                match timeout(self.0.config.answer_timeout, answer).await {
+                    Ok(Ok(result)) => result,
+                    Ok(Err(_)) | Err(_) => Err(Failure::Unknown),
+                }
+            }
+            Standing::Elsewhere { node, .. } if node == to && !assigned => Ok(()),
+            // By hand, the other node is to know.
+            Standing::Elsewhere { .. } | Standing::Vacant => seat.is_here().and(Err(busy())),
+        }
+    }
+
+    fn seat_of(&self, shard: u32) -> Result<&Seat, Failure> {
+        self.0.seats.get(shard as usize).map(AsRef::as_ref).ok_or_else(|| Unmovable::NoSuchShard.into())
+    }
+}
