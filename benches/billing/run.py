@@ -151,6 +151,27 @@ def filesystem(path: pathlib.Path) -> str:
     return subprocess.run(["stat", "-f", "-c", "%T", str(path)], check=True, capture_output=True, text=True).stdout.strip()
 
 
+class Others:
+    """How busy the machine was with anything that is not of this bench, the kernel's own threads included."""
+
+    def __init__(self):
+        self.own, self.busy, self.all = self.look()
+
+    @staticmethod
+    def look() -> tuple[float, float, float]:
+        """Seconds of this bench, of everybody, and of all cores."""
+        ended = os.times()
+        own = processes.cpu_ns(os.getpid()) / 1e9 + ended.children_user + ended.children_system
+        ticks = [int(field) for field in pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        user, nice, system, _, _, irq, softirq, _ = ticks
+        hertz = os.sysconf("SC_CLK_TCK")
+        return own, (user + nice + system + irq + softirq) / hertz, sum(ticks) / hertz
+
+    def share(self) -> float:
+        own, busy, all = self.look()
+        return max(0.0, (busy - self.busy) - (own - self.own)) / max(all - self.all, 0.01)
+
+
 def fsync_ms(directory: pathlib.Path) -> float:
     """The median of 200 times 4 KiB, each made durable: what the disk gave in this run."""
     times = []
@@ -176,10 +197,10 @@ def main() -> int:
         try:
             for part in args.parts:
                 print(f"{part}:", flush=True)
-                disk = fsync_ms(scratch)
+                disk, others = fsync_ms(scratch), Others()
                 bench.scratch = servers.made(scratch, part)
                 found = getattr(bench, f"measure_{part}")()
-                machine = processes.machine(load_before) + f"; fsync of 4 KiB {disk:.2f} ms"
+                machine = f"{processes.machine(load_before)}; fsync of 4 KiB {disk:.2f} ms; others used {others.share():.0%} of the time"
                 at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                 record[part] = {"at": at, "machine": machine, "quick": args.quick, **found}
         finally:
