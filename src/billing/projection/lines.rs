@@ -1,6 +1,6 @@
 //! From commands to lines, the same when the owner works and when its journal is read again.
 
-use crate::billing::domain::{Applied, Batch, Command, Micros, State};
+use crate::billing::domain::{Applied, Batch, Command, Micros, Outgoing, State};
 use crate::billing::journal::{Line, LineKind};
 
 /// [`State::apply`], with what became of it appended to `lines`. `seq` is the batch that the command goes into, and `place`
@@ -12,26 +12,23 @@ pub fn apply(
     (seq, place): (u64, usize),
     lines: &mut Vec<Line>,
 ) -> Applied {
-    // What moves has no events: who went is known before, who came is known after.
-    let went = match command {
-        Command::Release { bucket } => state.accounts_of(*bucket).unwrap_or_default(),
-        _ => Vec::new(),
-    };
-    let held: Vec<u16> = match command {
-        Command::Adopt { .. } => state.buckets().collect(),
-        _ => Vec::new(),
+    // What moves has no events: who goes is known before, who came is known after.
+    let goes = match command {
+        Command::Release { bucket, .. } => state.accounts_of(*bucket),
+        _ => None,
     };
     let applied = state.apply(command, now);
     note(command, &applied, (seq, place), lines);
     if applied.changed {
-        let position = position(place);
-        let line = |kind| move |row| Line::of_row(seq, position, kind, applied.at, row);
-        lines.extend(went.into_iter().map(line(LineKind::Released)));
-        if matches!(command, Command::Adopt { .. }) {
-            let came = state.buckets().filter(|bucket| held.binary_search(bucket).is_err());
-            let rows = came.filter_map(|bucket| state.accounts_of(bucket)).flatten();
-            lines.extend(rows.map(line(LineKind::Adopted)));
-        }
+        let comes = match command {
+            Command::Adopt { image, .. } => {
+                Outgoing::bucket_of_image(image).and_then(|bucket| state.accounts_of(bucket))
+            }
+            _ => None,
+        };
+        let line = |kind| move |row| Line::of_row(seq, position(place), kind, applied.at, row);
+        lines.extend(goes.into_iter().flatten().map(line(LineKind::Released)));
+        lines.extend(comes.into_iter().flatten().map(line(LineKind::Adopted)));
     }
     applied
 }

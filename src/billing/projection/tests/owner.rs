@@ -33,8 +33,8 @@ impl Owner {
             lines: Vec::new(),
             now: 1_780_000_000_000_000,
         };
-        let image = |bucket| State::new([bucket]).bucket_image(bucket).unwrap().into();
-        owner.turn(buckets.map(|bucket| Command::Adopt { image: image(bucket) }).collect()).await;
+        let adopt = |bucket| Command::Adopt { generation: 1, image: State::empty_image(bucket).into() };
+        owner.turn(buckets.map(adopt).collect()).await;
         owner
     }
 

@@ -9,10 +9,12 @@ on_both_engines! {
 
 /// A bucket goes from one owner to the other, as its image.
 async fn move_bucket(from: &mut Owner, to: &mut Owner, bucket: u16) {
-    let Some(image) = from.state.bucket_image(bucket) else { return };
+    let Some(generation) = from.state.generation(bucket).map(|generation| generation + 1) else { return };
+    from.turn(vec![Command::Release { bucket, to: to.shard, generation }]).await;
+    let image = from.state.outgoing_of(bucket).unwrap().image().into();
     to.not_before(from);
-    to.turn(vec![Command::Adopt { image: image.into() }]).await;
-    from.turn(vec![Command::Release { bucket }]).await;
+    to.turn(vec![Command::Adopt { generation, image }]).await;
+    from.turn(vec![Command::Sent { bucket, generation }]).await;
 }
 
 async fn memory_journal_and_ledger_agree_after_anything(bed: Bed) {
