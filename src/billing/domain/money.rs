@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn extremes_fit() {
         let most = cost(MICROS_PER_SECOND - 1, Velocity::MAX, u64::MAX);
-        assert_eq!(most.whole, (i64::MAX as u128 * u128::from(u64::MAX) + 999_999) / 1_000_000);
+        assert_eq!(most.whole, (i64::MAX as u128 * u128::from(u64::MAX)).div_ceil(1_000_000));
         assert_eq!(overrun(Velocity::MAX, u64::MAX), Money::MAX);
         assert_eq!(lasts(Money::MAX, 0, Velocity::new(1)), None);
         assert_eq!(lasts(Money::MAX, 999_999, Velocity::MAX), Some(1_000_000));

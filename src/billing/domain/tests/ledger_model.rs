@@ -21,11 +21,14 @@ pub struct Wallet {
     pub overrun: Option<i128>,
 }
 
+/// Of a key: what was asked, answered, and when.
+type First = (Operation, Result<Reply, Refusal>, u64);
+
 /// All accounts, and what went over the counter.
 #[derive(Default)]
 pub struct Model {
     pub wallets: BTreeMap<u64, Wallet>,
-    pub keys: BTreeMap<(u64, u8), (Operation, Result<Reply, Refusal>, u64)>,
+    pub keys: BTreeMap<(u64, u8), First>,
     pub deposits: i128,
     pub withdrawals: i128,
     /// Charged in periods that are over.
