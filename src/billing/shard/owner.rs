@@ -134,7 +134,8 @@ impl<B: Backend> Owner<B> {
     /// `replica` is at the end of the journal.
     pub fn new(office: Office<B>, inlets: Inlets, replica: Replica) -> Owner<B> {
         let Replica { state, seq, last } = replica;
-        let timers = Timers::new(state.timers().map(|timer| (timer.at, timer.account)));
+        let now = office.wall.now().max(state.last());
+        let timers = Timers::new(state.timers().map(|timer| (timer.at, timer.account)), now);
         if let Some(outbox) = &office.outbox {
             outbox.refill(state.orders(), clock::now());
         }
@@ -190,6 +191,12 @@ impl<B: Backend> Owner<B> {
                 None => std::future::pending().await,
             }
         };
+        let rebuilt = async {
+            match &mut self.rebuilt {
+                Some(rebuilt) => rebuilt.await,
+                None => std::future::pending().await,
+            }
+        };
         let Inlets { requests, follow_ups, errands, hand_over } = &mut self.inlets;
         let limit = self.office.config.batch_commands.max(1);
         tokio::select! {
@@ -200,6 +207,10 @@ impl<B: Backend> Owner<B> {
             1.. = follow_ups.recv_many(&mut self.arrived, FOLLOW_UPS_MAX) => {}
             step = self.departures.step() => self.steps.push(step),
             1.. = errands.recv_many(&mut self.errands, ERRANDS_MAX) => {}
+            fresh = rebuilt => {
+                self.timers.end_rebuild(fresh.ok());
+                self.rebuilt = None;
+            }
             1.. = requests.recv_many(&mut self.inbox, limit) => {}
             () = until_due => {}
         }
@@ -222,8 +233,8 @@ impl<B: Backend> Owner<B> {
         if !self.office.tenure.holds() {
             return Err(Leaving::TenureOver);
         }
-        self.take_rebuilt_timers();
         let mut turn = Turn { at: self.now(), ..Turn::default() };
+        self.rebuild_timers(turn.at);
         self.read(turn.at);
         self.refill();
         self.operate(&mut turn);
@@ -480,16 +491,13 @@ impl<B: Backend> Owner<B> {
         now.max(last)
     }
 
-    fn take_rebuilt_timers(&mut self) {
-        if let Some(Ok(fresh)) = self.rebuilt.as_mut().map(oneshot::Receiver::try_recv) {
-            self.timers.end_rebuild(fresh);
-            self.rebuilt = None;
-        }
-        if self.timers.begin_rebuild() {
+    fn rebuild_timers(&mut self, now: Micros) {
+        if let Some(horizon) = self.timers.begin_rebuild(now) {
             let (done, rebuilt) = oneshot::channel();
             let state = self.state.clone();
             tokio::task::spawn_blocking(move || {
-                drop(done.send(Timers::new(state.timers().map(|timer| (timer.at, timer.account)))));
+                let instants = state.timers().map(|timer| (timer.at, timer.account));
+                drop(done.send(Timers::until(horizon, instants)));
             });
             self.rebuilt = Some(rebuilt);
         }
