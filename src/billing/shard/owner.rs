@@ -35,6 +35,8 @@ use moving::{Departures, Replies, Step};
 
 /// Depletions in one batch, so that 10,000 at one second leave room for callers in each of their batches.
 const DEPLETIONS_MAX: usize = 1024;
+/// Commands whose waits for memory overlap: as many loads as a core has in flight.
+const WARMED: usize = 16;
 /// Follow-ups of the notifier in one batch.
 const FOLLOW_UPS_MAX: usize = 1024;
 /// Buckets that come in one batch, and a few more steps of those that leave: each may be large.
@@ -297,7 +299,13 @@ impl<B: Backend> Owner<B> {
 
     fn operate(&mut self, turn: &mut Turn) {
         let full = self.forgetting.is_full();
-        for request in std::mem::take(&mut self.inbox) {
+        let mut requests = std::mem::take(&mut self.inbox).into_iter();
+        for at in 0.. {
+            if at % WARMED == 0 {
+                let next = requests.as_slice().iter().take(WARMED);
+                self.state.warm(next.filter_map(Request::account));
+            }
+            let Some(request) = requests.next() else { return };
             let Request::Operate { account, key, operation, reply } = request else { continue };
             if full {
                 drop(reply.send(Err(busy())));

@@ -30,6 +30,13 @@ pub struct Told {
 }
 
 impl Request {
+    pub fn account(&self) -> Option<u64> {
+        match self {
+            Request::Operate { account, .. } | Request::Get { account, .. } => Some(*account),
+            Request::List { .. } => None,
+        }
+    }
+
     pub fn refuse(self, failure: Failure) {
         // Whoever does not wait any more does not need it.
         match self {
