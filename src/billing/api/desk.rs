@@ -1,15 +1,14 @@
 //! What every door asks: operations on accounts, wherever in the cluster they are. What is not here is asked of the owner,
-//! once; so the client never sees who owns what.
+//! once, and once more if this node did not know better; so the client never sees who owns what.
+
+mod moving;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use futures::stream::{self, StreamExt as _};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::sync::Semaphore;
 
 use super::error::{Kind, Problem};
 use super::gate::Caller;
@@ -20,15 +19,6 @@ use crate::billing::shard::{Cluster, Failure, Router};
 
 /// The key under which `insert_data` creates: keys count per account, so one does for all.
 const INSERT_DATA_KEY: &[u8] = b"insert_data";
-
-/// Images that come in at once.
-const IMAGES_MAX: usize = 4;
-/// Buckets of one request on their way at once.
-const MOVES_AT_ONCE: usize = 4;
-/// How long buckets are tried to be moved before it is told how far they are. With what another node then takes for its own
-/// it stays below the door's timeout.
-const MOVE_PATIENCE: Duration = Duration::from_secs(6);
-const MOVE_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a desk asks of the shards of its own node. The router's, and in tests one that fails as told.
 pub trait Shards: Clone + Send + Sync + 'static {
@@ -45,6 +35,9 @@ pub trait Shards: Clone + Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Account>, Failure>> + Send;
     fn cluster(&self) -> impl Future<Output = Cluster> + Send;
+    /// Something was not where this node thought: it looks anew, for a moment.
+    fn look_again(&self) -> impl Future<Output = ()> + Send;
+    fn map_version(&self) -> impl Future<Output = Result<u64, Failure>> + Send;
     fn move_bucket(&self, bucket: u16, to: u32) -> impl Future<Output = Result<(), Failure>> + Send;
     fn assign(&self, shard: u32, to: &str) -> impl Future<Output = Result<(), Failure>> + Send;
     fn adopt(
@@ -72,6 +65,14 @@ impl Shards for Router {
 
     async fn cluster(&self) -> Cluster {
         Router::cluster(self).await
+    }
+
+    async fn look_again(&self) {
+        Router::look_again(self).await;
+    }
+
+    async fn map_version(&self) -> Result<u64, Failure> {
+        Router::map_version(self).await
     }
 
     async fn move_bucket(&self, bucket: u16, to: u32) -> Result<(), Failure> {
@@ -117,10 +118,19 @@ type Outcome = Result<Account, Problem>;
 
 impl<S: Shards> Desk<S> {
     pub fn new(shards: S, peers: Peers) -> Desk<S> {
-        Desk { shards, peers, images: Arc::new(Semaphore::new(IMAGES_MAX)) }
+        Desk { shards, peers, images: Arc::new(Semaphore::new(moving::IMAGES_MAX)) }
     }
 
     pub async fn one(&self, caller: Caller, order: Order) -> Outcome {
+        let outcome = self.try_one(caller, order).await;
+        if caller == Caller::Client && is_loop(&outcome) {
+            self.shards.look_again().await;
+            return self.try_one(caller, order).await;
+        }
+        outcome
+    }
+
+    async fn try_one(&self, caller: Caller, order: Order) -> Outcome {
         match self.here(&order).await {
             Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
                 // Boxed: rare, and large.
@@ -134,6 +144,25 @@ impl<S: Shards> Desk<S> {
     /// In their order for each account, at once for different ones. If one of an account is not done for lack of an
     /// answer, those after it are not tried, so that the same batch under the same key goes on where this one stopped.
     pub async fn batch(&self, caller: Caller, orders: &[Order]) -> Vec<Outcome> {
+        let mut outcomes = self.try_batch(caller, orders).await;
+        let mut looped = BTreeSet::new();
+        let again: Vec<usize> = (0..orders.len())
+            .filter(|place| {
+                // And what was not tried for that.
+                let account = orders[*place].account;
+                is_loop(&outcomes[*place]) && looped.insert(account) || looped.contains(&account)
+            })
+            .collect();
+        if caller == Caller::Client && !again.is_empty() {
+            self.shards.look_again().await;
+            let orders: Vec<Order> = again.iter().map(|place| orders[*place]).collect();
+            let told = self.try_batch(caller, &orders).await;
+            again.into_iter().zip(told).for_each(|(place, outcome)| outcomes[place] = outcome);
+        }
+        outcomes
+    }
+
+    async fn try_batch(&self, caller: Caller, orders: &[Order]) -> Vec<Outcome> {
         let mut groups: BTreeMap<u64, Group> = BTreeMap::new();
         for (place, order) in orders.iter().enumerate() {
             groups.entry(order.account).or_insert(Group { places: Vec::new() }).places.push(place);
@@ -199,10 +228,11 @@ impl<S: Shards> Desk<S> {
         after: Option<u64>,
         limit: usize,
     ) -> Result<Vec<Account>, Problem> {
-        let mut accounts = self.shards.list(after, limit).await?;
         if caller == Caller::Node {
-            return Ok(accounts);
+            return Ok(self.shards.list(after, limit).await?);
         }
+        let version = self.shards.map_version().await?;
+        let mut accounts = self.shards.list(after, limit).await?;
         let Cluster { node, shards, .. } = self.shards.cluster().await;
         if shards.iter().any(|shard| shard.node.is_empty() || shard.advertise.is_empty()) {
             return Err(Problem {
@@ -215,6 +245,11 @@ impl<S: Shards> Desk<S> {
         let pages = others.into_iter().map(|advertise| self.peers.list(advertise, after, limit));
         for page in join_all(pages).await {
             accounts.extend(page?);
+        }
+        // What moved meanwhile may have been asked for where it was not yet, and then where it was no more.
+        if self.shards.map_version().await? != version {
+            let detail = "buckets are being moved".to_owned();
+            return Err(Problem { detail, ..Kind::Busy.into() });
         }
         accounts.sort_unstable_by_key(|account| account.id);
         // A shard that changes hands meanwhile may be told by both.
@@ -244,71 +279,6 @@ impl<S: Shards> Desk<S> {
         Ok(accounts)
     }
 
-    /// Moves buckets to a shard, wherever they and it are; all are there when it is `Ok`. Asked again, it goes on.
-    pub async fn move_buckets(&self, caller: Caller, buckets: &[u16], to: u32) -> Result<(), Problem> {
-        let until = Instant::now() + MOVE_PATIENCE;
-        let moving =
-            buckets.iter().copied().map(async |bucket| (bucket, self.move_one(bucket, to, until).await));
-        let results: Vec<_> = stream::iter(moving).buffer_unordered(MOVES_AT_ONCE).collect().await;
-        let mut away: BTreeMap<String, Vec<u16>> = BTreeMap::new();
-        let (mut moved, mut failed) = (0, Vec::new());
-        for (bucket, result) in results {
-            match result {
-                Ok(()) => moved += 1,
-                Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
-                    away.entry(advertise).or_default().push(bucket);
-                }
-                Err(failure) => failed.push((bucket, failure.into())),
-            }
-        }
-        let away = away.into_iter().map(|(advertise, theirs)| async move {
-            (theirs.clone(), self.peers.move_buckets(&advertise, theirs, to).await)
-        });
-        for (theirs, result) in join_all(away).await {
-            match (result, theirs.first()) {
-                (Err(problem), Some(first)) => failed.push((*first, problem)),
-                _ => moved += theirs.len(),
-            }
-        }
-        moves_told(moved, buckets.len(), failed)
-    }
-
-    async fn move_one(&self, bucket: u16, to: u32, until: Instant) -> Result<(), Failure> {
-        loop {
-            let result = self.shards.move_bucket(bucket, to).await;
-            if !matches!(result, Err(Failure::Busy { .. })) || Instant::now() + MOVE_PAUSE > until {
-                return result;
-            }
-            tokio::time::sleep(MOVE_PAUSE).await;
-        }
-    }
-
-    /// Gives a shard to a node by hand, wherever it is.
-    pub async fn hand_over(&self, caller: Caller, shard: u32, to: &str) -> Result<(), Problem> {
-        match self.shards.assign(shard, to).await {
-            Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
-                self.peers.hand_over(&advertise, shard, to).await
-            }
-            result => result.map_err(Problem::from),
-        }
-    }
-
-    /// For as long as it is kept, there is room for an image that another node sends.
-    pub fn place_for_image(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        Arc::clone(&self.images).try_acquire_owned().map_err(|_| Kind::Busy.into())
-    }
-
-    pub async fn adopt(&self, shard: u32, generation: u64, image: Bytes) -> Result<(), Problem> {
-        self.shards.adopt(shard, generation, image).await.map_err(|failure| match failure {
-            Failure::Refused(refusal) => Problem::malformed(refusal.to_string()),
-            other => other.into(),
-        })
-    }
-
-    pub async fn give(&self, shard: u32, to: &str) -> Result<(), Problem> {
-        self.shards.give(shard, to).await.map_err(Problem::from)
-    }
-
     pub async fn cluster(&self) -> Cluster {
         self.shards.cluster().await
     }
@@ -326,20 +296,9 @@ pub(super) fn lost(order: &Order) -> Problem {
     }
 }
 
-/// What to tell of many at once: that asking again does not help, if it does not for one; that nothing was done, if nothing
-/// was for any.
-fn moves_told(moved: usize, all: usize, failed: Vec<(u16, Problem)>) -> Result<(), Problem> {
-    let hard = failed.iter().find(|(_, problem)| !problem.kind.stops());
-    let Some((bucket, problem)) = hard.or(failed.first()) else { return Ok(()) };
-    let untouched =
-        moved == 0 && failed.iter().all(|(_, problem)| matches!(problem.kind, Kind::Busy | Kind::Loop));
-    let kind = match problem.kind {
-        kind if !kind.stops() => kind,
-        _ if untouched => return Err(problem.clone()),
-        _ => Kind::Unknown,
-    };
-    let detail = format!("{moved} of {all} buckets are there; bucket {bucket}: {}", problem.detail);
-    Err(Problem { detail, ..kind.into() })
+/// A node that was asked does not have it either, and nothing was done.
+fn is_loop(outcome: &Outcome) -> bool {
+    outcome.as_ref().is_err_and(|problem| problem.kind == Kind::Loop)
 }
 
 fn not_tried() -> Problem {

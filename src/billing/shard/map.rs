@@ -53,6 +53,13 @@ impl Map {
         self.doubted.notify_one();
     }
 
+    /// As the journal has it right now.
+    pub async fn read<B: Backend>(&self, backend: &B) -> Result<Arc<BucketMap>, Error> {
+        let fresh = Arc::new(backend.bucket_map().await?);
+        self.learn(&fresh);
+        Ok(fresh)
+    }
+
     /// Until this node knows a map that is newer than this version.
     pub async fn newer_than(&self, version: u64) {
         loop {
@@ -76,7 +83,7 @@ impl Map {
             match backend.bucket_map().await {
                 Ok(fresh) if fresh.version > self.current.load().version => {
                     tracing::debug!(version = fresh.version, "there is a new bucket map");
-                    self.learn(fresh);
+                    self.learn(&Arc::new(fresh));
                 }
                 Ok(_) => tokio::time::sleep(AGAIN).await,
                 Err(error) => {
@@ -86,14 +93,6 @@ impl Map {
             }
             self.refreshed.notify_waiters();
         }
-    }
-
-    /// Whose a bucket is, by the journal.
-    pub async fn look_up<B: Backend>(&self, backend: &B, bucket: u16) -> Result<Option<u32>, Error> {
-        let fresh = backend.bucket_map().await?;
-        let shard = fresh.shards.get(usize::from(bucket)).copied();
-        self.learn(fresh);
-        Ok(shard)
     }
 
     /// In the journal the bucket is `to`'s, and not `from`'s any more. Tried until it is so, or until `may` says no.
@@ -135,7 +134,7 @@ impl Map {
     ) -> Result<bool, Error> {
         let mut map = backend.bucket_map().await?;
         if map.shards.get(usize::from(bucket)) != Some(&from) {
-            self.learn(map);
+            self.learn(&Arc::new(map));
             return Ok(true);
         }
         if !may() {
@@ -145,14 +144,13 @@ impl Map {
         map.shards.iter_mut().skip(usize::from(bucket)).take(1).for_each(|shard| *shard = to);
         let set = backend.set_bucket_map(&map).await?;
         if set {
-            self.learn(map);
+            self.learn(&Arc::new(map));
         }
         Ok(set)
     }
 
-    fn learn(&self, fresh: BucketMap) {
-        let fresh = Arc::new(fresh);
-        self.current.rcu(|current| if fresh.version > current.version { &fresh } else { current }.clone());
+    fn learn(&self, fresh: &Arc<BucketMap>) {
+        self.current.rcu(|current| if fresh.version > current.version { fresh } else { current }.clone());
         self.refreshed.notify_waiters();
     }
 }

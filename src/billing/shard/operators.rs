@@ -1,6 +1,7 @@
 //! What operators and other nodes ask of the shards of this node: to move buckets, and to give shards away.
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -11,6 +12,9 @@ use super::seat::{Errand, HandOver, Seat, Standing, busy};
 use super::{Failure, Unmovable, spread};
 use crate::billing::domain::{Assignment, BUCKETS};
 use crate::clock;
+
+/// For the bucket map to be read; a journal that takes longer has other worries.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Router {
     /// Moves a bucket to another shard; it is there when this returns `Ok`, and also if it was before. `Busy`: nothing was
@@ -23,12 +27,20 @@ impl Router {
         self.seat_of(to)?;
         let from = self.0.map.shard_of(bucket).ok_or_else(busy)?;
         let errand = |reply| Errand::Move { bucket, to, reply };
-        let moved = self.seat_of(from)?.have_done(self.0.config.answer_timeout, errand).await;
-        if matches!(moved, Err(Failure::Busy { .. })) {
-            // It may be another shard's by now.
-            self.0.map.doubt();
+        self.seat_of(from)?.have_done(self.0.config.answer_timeout, errand).await
+    }
+
+    /// A bucket was not where this node thought: its map is read again, which takes a moment.
+    pub async fn look_again(&self) {
+        if let Err(failure) = self.map_version().await {
+            tracing::debug!(%failure, "the bucket map could not be read in time");
         }
-        moved
+    }
+
+    /// Of the bucket map, as the journal has it: larger whenever a bucket has moved.
+    pub async fn map_version(&self) -> Result<u64, Failure> {
+        let read = timeout(LOOK_TIMEOUT, (self.0.read_map)()).await;
+        read.map_err(|_| busy())?.map_err(|_| busy())
     }
 
     /// Takes a bucket into a shard of this node, as another shard released it. It is durable here when this returns `Ok`, and

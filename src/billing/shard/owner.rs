@@ -262,9 +262,10 @@ impl<B: Backend> Owner<B> {
         now: Micros,
         reply: oneshot::Sender<Result<Vec<Account>, Failure>>,
     ) {
-        let Ok(place) = Arc::clone(&self.listings).try_acquire_owned() else {
-            return drop(reply.send(Err(busy())));
-        };
+        // Accounts on their way would be told by nobody.
+        let is_whole = self.state.outgoing().next().is_none();
+        let place = Arc::clone(&self.listings).try_acquire_owned().ok().filter(|_| is_whole);
+        let Some(place) = place else { return drop(reply.send(Err(busy()))) };
         let state = self.state.clone();
         tokio::task::spawn_blocking(move || {
             let page = state.page(after, limit, now);

@@ -24,7 +24,7 @@ use super::transfer::{Neighbours, Transfer};
 use super::wall::WallClock;
 use super::{Cluster, Config, Error, Failure, ShardStatus};
 use crate::billing::domain::{Account, Key, Operation, Refusal, bucket_of};
-use crate::billing::journal::{Journal, Lease, ReplicaSetStatus};
+use crate::billing::journal::{self, Journal, Lease, ReplicaSetStatus};
 use crate::billing::notifier::{self, Courier};
 use crate::clock;
 
@@ -49,8 +49,12 @@ pub(super) struct Inner {
     pub(super) gave: tokio::sync::Mutex<Option<Instant>>,
     pub(super) resting: Arc<AtomicBool>,
     observe: Box<dyn Fn() -> BoxFuture<'static, Observed> + Send + Sync>,
+    pub(super) read_map: ReadMap,
     tasks: Mutex<JoinSet<()>>,
 }
+
+/// The version of the bucket map in the journal, which this node knows then.
+type ReadMap = Box<dyn Fn() -> BoxFuture<'static, Result<u64, journal::Error>> + Send + Sync>;
 
 /// None: the journal did not answer.
 type Observed = (Option<Vec<Lease>>, Vec<ReplicaSetStatus>);
@@ -122,6 +126,13 @@ impl Router {
             let (resting, closing) = (Arc::clone(&resting), closing.clone());
             tasks.spawn(Spread { config, seats, neighbours, wall, resting, closing }.run());
         }
+        let read_map: ReadMap = Box::new({
+            let (map, backend) = (Arc::clone(&map), backend.clone());
+            move || {
+                let (map, backend) = (Arc::clone(&map), backend.clone());
+                Box::pin(async move { map.read(&backend).await.map(|map| map.version) })
+            }
+        });
         let observe = move || -> BoxFuture<'static, Observed> {
             let backend = backend.clone();
             Box::pin(async move {
@@ -140,6 +151,7 @@ impl Router {
             gave: tokio::sync::Mutex::new(None),
             resting,
             observe: Box::new(observe),
+            read_map,
             tasks: Mutex::new(tasks),
         })))
     }
@@ -163,7 +175,9 @@ impl Router {
         result
     }
 
-    /// Accounts of shards this node owns, by id, above `after`. Each call looks at every account.
+    /// Accounts of shards this node owns, by id, above `after`. Each call looks at every account. `Busy` while a bucket of
+    /// theirs is on its way, rather than leave its accounts out; whoever puts together what several nodes tell compares
+    /// [`Router::map_version`] before and after as well.
     pub async fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
         let result = self.list_owned(after, limit).await;
         self.0.metrics.operation(Procedure::List, Outcome::of(&result));

@@ -31,6 +31,11 @@ struct Inner {
     now: Micros,
     /// From the so manieth operation on.
     failure: Option<(usize, Failure)>,
+    /// Once it looks again.
+    heals: bool,
+    map_version: u64,
+    /// There is a bucket under way whenever somebody looks.
+    moves: bool,
     able: bool,
 }
 
@@ -51,8 +56,16 @@ impl Fake {
         addresses: Arc<Mutex<BTreeMap<&'static str, String>>>,
         buckets: impl Iterator<Item = u16>,
     ) -> Fake {
-        let inner =
-            Inner { node, state: State::new(buckets), now: Micros::new(START), failure: None, able: true };
+        let inner = Inner {
+            node,
+            state: State::new(buckets),
+            now: Micros::new(START),
+            failure: None,
+            heals: false,
+            map_version: 1,
+            moves: false,
+            able: true,
+        };
         Fake { inner: Arc::new(Mutex::new(inner)), addresses, held: Arc::new(watch::Sender::new(false)) }
     }
 
@@ -71,6 +84,16 @@ impl Fake {
 
     pub fn fail_after(&self, operations: usize, failure: Failure) {
         self.inner.lock().failure = Some((operations, failure));
+    }
+
+    /// Fails until it looks again.
+    pub fn mistakes(&self, failure: Failure) {
+        self.fail(failure);
+        self.inner.lock().heals = true;
+    }
+
+    pub fn moves(&self, moves: bool) {
+        self.inner.lock().moves = moves;
     }
 
     pub fn able(&self, able: bool) {
@@ -187,6 +210,19 @@ impl Shards for Fake {
             members: vec![member],
         };
         Cluster { node: inner.node.to_owned(), shards, replica_sets: vec![set] }
+    }
+
+    async fn look_again(&self) {
+        let mut inner = self.inner.lock();
+        if inner.heals {
+            inner.failure = None;
+        }
+    }
+
+    async fn map_version(&self) -> Result<u64, Failure> {
+        let mut inner = self.inner.lock();
+        inner.map_version += u64::from(inner.moves);
+        Ok(inner.map_version)
     }
 
     /// The first of the node's buckets is too large, and there are two shards.

@@ -2,6 +2,7 @@
 
 mod exact;
 pub(in crate::billing) mod fake;
+mod nodes;
 mod schema;
 
 use std::net::SocketAddr;
@@ -167,6 +168,11 @@ async fn the_test_users_are_inserted_once() {
     assert_eq!(again.json()["accounts"][3], of(4, 1001));
     let page = scene.get("/billing/v1/accounts?limit=4&after=3").await.json();
     assert_eq!((page["accounts"][0]["id"].as_u64(), page["next"].as_u64()), (Some(4), Some(7)));
+    // Something may be left out while buckets move.
+    scene.fake.moves(true);
+    let moving = scene.get("/billing/v1/accounts?limit=4&after=3").await;
+    assert_eq!((moving.status, moving.json()["detail"].as_str()), (503, Some("buckets are being moved")));
+    scene.fake.moves(false);
     let last = scene.get("/billing/v1/accounts?after=7").await.json();
     assert_eq!((last["accounts"].as_array().unwrap().len(), &last["next"]), (3, &Value::Null));
     scene.stop().await;
@@ -281,6 +287,30 @@ async fn a_request_is_forwarded_once() {
             "{advertise}"
         );
     }
+    scene.stop().await;
+}
+
+/// A bucket has moved here, and this node forwards by an old map: it looks again, and knows.
+#[tokio::test]
+async fn who_was_wrong_looks_again() {
+    let (scene, other) = (Scene::plain().await, Scene::plain().await);
+    scene.post("accounts", "create", json!({ "id": 1, "balance": 10, "velocity": 0 })).await;
+    let elsewhere =
+        |scene: &Scene| Failure::Elsewhere { node: "?".into(), advertise: scene.address.to_string() };
+    other.fake.fail(elsewhere(&scene));
+    scene.fake.mistakes(elsewhere(&other));
+    let added = scene.post("accounts/1/add_money", "a", json!({ "amount": 1 })).await;
+    assert_eq!((added.status, added.json()), (200, of(1, 11)));
+    scene.fake.mistakes(elsewhere(&other));
+    let add = json!({ "operation": "add_money", "id": 1, "amount": 1 });
+    let operations = json!({ "operations": [add, { "operation": "get", "id": 1 }, add] });
+    let results = scene.post("batch", "b", operations).await.json();
+    let balances: Vec<&Value> =
+        results["results"].as_array().unwrap().iter().map(|one| &one["account"]["balance"]).collect();
+    assert_eq!(balances, [12, 12, 13], "{results}");
+    scene.fake.mistakes(elsewhere(&other));
+    assert_eq!(scene.post("cluster/move", "c", json!({ "bucket": 7, "to_shard": 1 })).await.status, 200);
+    other.stop().await;
     scene.stop().await;
 }
 

@@ -92,8 +92,9 @@ impl<B: Backend> Departures<B> {
         self.under_way.insert(bucket, departure);
         let (transfer, shard) = (Arc::clone(&self.transfer), self.tenure.shard);
         self.steps.spawn(async move {
-            let says = transfer.map.look_up(&transfer.backend, bucket).await;
-            Step::Looked { bucket, generation, is_own: matches!(says, Ok(Some(own)) if own == shard) }
+            let map = transfer.map.read(&transfer.backend).await;
+            let is_own = map.is_ok_and(|map| map.shards.get(usize::from(bucket)) == Some(&shard));
+            Step::Looked { bucket, generation, is_own }
         });
     }
 

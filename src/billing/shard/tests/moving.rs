@@ -166,6 +166,32 @@ async fn requests_wait_for_a_bucket_on_its_way() {
     assert_eq!(router.get(1).await.unwrap().balance, Money::new(102));
 }
 
+/// A listing leaves no account out because its bucket is on its way.
+#[tokio::test(start_paused = true)]
+async fn a_listing_is_whole_or_refused() {
+    let (fake, wall) = (Fake::new(2), WallClock::since(START));
+    let router = start(config("a", 2), &fake, &wall, notifier::Config::default()).await;
+    settled(&router).await;
+    router.operate(1, key("create"), create(100, 0)).await.unwrap();
+    let bucket = bucket_of(1);
+    let before = router.map_version().await.unwrap();
+    fake.set_trap(Some((Moment::Map, When::Before)));
+    let mover = router.clone();
+    let moving = tokio::spawn(async move { mover.move_bucket(bucket, 1 - u32::from(bucket % 2)).await });
+    while !fake.is_trapped() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let listed = router.list(None, 9).await;
+    assert!(matches!(listed, Err(Failure::Busy { .. })), "{listed:?}");
+    fake.set_trap(None);
+    moving.await.unwrap().unwrap();
+    assert!(router.map_version().await.unwrap() > before, "whoever lists over several nodes sees it");
+    while router.list(None, 9).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(router.list(None, 9).await.unwrap().len(), 1);
+}
+
 /// At each step, before it is durable and after, the node that is at it dies.
 #[tokio::test(start_paused = true)]
 async fn a_crash_at_any_step_loses_nothing() {
