@@ -93,6 +93,13 @@ impl Router {
         self.hand_over(shard, to).await
     }
 
+    /// Whoever had a shard has been asked to give it to this node: looks whether it may be taken.
+    pub fn look_at(&self, shard: u32) {
+        if let Ok(seat) = self.seat_of(shard) {
+            seat.poke();
+        }
+    }
+
     /// Leaves a shard to whoever takes it first; this node does not, if it rests.
     pub async fn vacate(&self, shard: u32) -> Result<(), Failure> {
         self.leave_to(shard, "", false).await
