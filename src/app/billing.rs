@@ -28,6 +28,8 @@ use crate::telemetry::{self, Log, LogConfig};
 
 /// For the other nodes to be told, and to take what they are given.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// For nodes that nobody knows to take what is left to them: each looks twice a second. If there is none, this is lost.
+const TAKEN_TIMEOUT: Duration = Duration::from_secs(2);
 /// For requests in flight, once no more come: what the door itself waits for an answer, and a little.
 const GRACE: Duration = Duration::from_secs(25);
 /// For the journal to take the last batch and the leases.
@@ -123,13 +125,15 @@ async fn start_and_serve(settings: Settings, log: &Log) -> anyhow::Result<()> {
             _ = hangup.recv() => tracing::warn!("billing reads its configuration at its start only; restart it"),
         }
     }
+    let shared =
+        settings.peer_token_file.is_some() && matches!(settings.journal.engine, Engine::Postgres { .. });
     let leave = async {
         // `/ping` fails from now on, so that the front turns to the other nodes; whoever comes all the same is served, by
         // them in the end.
         drain.begin();
         router.rest();
         tracing::info!(in_flight = drain.in_flight(), "draining");
-        if tokio::time::timeout(HAND_OVER_TIMEOUT, hand_over(&router)).await.is_err() {
+        if tokio::time::timeout(HAND_OVER_TIMEOUT, hand_over(&router, shared)).await.is_err() {
             tracing::warn!(
                 "the other nodes did not take every shard in time; they will at the end of the leases"
             );
@@ -153,9 +157,9 @@ async fn start_and_serve(settings: Settings, log: &Log) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Gives this node's shards to others that own some. Nodes that own none are not known; they take what is released in the
-/// end.
-async fn hand_over(router: &Router) {
+/// Gives this node's shards to others that own some. Nodes that own none are not known: if there are no others, but may be such
+/// (`shared`), shards are left to whoever takes them, while this node forwards.
+async fn hand_over(router: &Router, shared: bool) {
     let cluster = router.cluster().await;
     let others: BTreeSet<&str> = cluster
         .shards
@@ -164,6 +168,9 @@ async fn hand_over(router: &Router) {
         .filter(|node| !node.is_empty() && *node != cluster.node)
         .collect();
     let own = cluster.shards.iter().filter(|shard| shard.node == cluster.node);
+    if others.is_empty() && shared {
+        return leave_to_anybody(router, own.map(|shard| shard.shard)).await;
+    }
     // Without others this ends at once, as `cycle` of nothing does.
     for (shard, to) in own.zip(others.iter().copied().cycle()) {
         match router.hand_over(shard.shard, to).await {
@@ -173,6 +180,18 @@ async fn hand_over(router: &Router) {
     }
     // Until they are taken, so that who comes here meanwhile can be forwarded.
     router.settled().await;
+}
+
+async fn leave_to_anybody(router: &Router, shards: impl Iterator<Item = u32>) {
+    for shard in shards {
+        if let Err(error) = router.vacate(shard).await {
+            tracing::warn!(shard, %error, "a shard could not be left to the other nodes yet");
+        }
+    }
+    match tokio::time::timeout(TAKEN_TIMEOUT, router.settled()).await {
+        Ok(()) => tracing::info!("other nodes took the shards"),
+        Err(_) => tracing::info!("no other node took the shards"),
+    }
 }
 
 fn warn_of_gaps(settings: &Settings) {

@@ -37,6 +37,8 @@ pub trait Shards: Clone + Send + Sync + 'static {
     fn cluster(&self) -> impl Future<Output = Cluster> + Send;
     /// Something was not where this node thought: it looks anew, for a moment.
     fn look_again(&self) -> impl Future<Output = ()> + Send;
+    /// A shard may be this node's now.
+    fn look_at(&self, shard: u32);
     fn map_version(&self) -> impl Future<Output = Result<u64, Failure>> + Send;
     fn move_bucket(&self, bucket: u16, to: u32) -> impl Future<Output = Result<(), Failure>> + Send;
     fn assign(&self, shard: u32, to: &str) -> impl Future<Output = Result<(), Failure>> + Send;
@@ -69,6 +71,10 @@ impl Shards for Router {
 
     async fn look_again(&self) {
         Router::look_again(self).await;
+    }
+
+    fn look_at(&self, shard: u32) {
+        Router::look_at(self, shard);
     }
 
     async fn map_version(&self) -> Result<u64, Failure> {

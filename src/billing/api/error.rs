@@ -40,6 +40,8 @@ pub enum Kind {
     Overflow,
     /// A bucket or a shard, as things are.
     Unmovable,
+    /// A shard cannot be given to it.
+    UnknownNode,
     /// Surely nothing was done.
     Busy,
     /// It may have been done.
@@ -78,7 +80,7 @@ struct Row {
     retry_after: Option<Duration>,
 }
 
-pub(super) const KINDS: [Kind; 17] = [
+pub(super) const KINDS: [Kind; 18] = [
     Kind::Malformed,
     Kind::Unauthorized,
     Kind::NotAPeer,
@@ -93,6 +95,7 @@ pub(super) const KINDS: [Kind; 17] = [
     Kind::InsufficientFunds,
     Kind::Overflow,
     Kind::Unmovable,
+    Kind::UnknownNode,
     Kind::Busy,
     Kind::Unknown,
     Kind::Loop,
@@ -186,6 +189,12 @@ impl Kind {
                 "unmovable",
                 "It cannot be moved",
                 "the bucket or shard cannot be moved there; it stays where it is",
+            ),
+            Kind::UnknownNode => row(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "unknown-node",
+                "No such node has a shard",
+                "a node that has no shard yet is given one if it is asked for that itself",
             ),
             Kind::Busy => soon(
                 StatusCode::SERVICE_UNAVAILABLE,

@@ -9,6 +9,7 @@
 //! A shard whose journal is corrupt is given up: somebody must act.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -41,6 +42,10 @@ const ERRANDS: usize = 64;
 const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(1) };
 /// A lease that is about to end is asked for right after its end.
 const BEHIND_THE_END: Duration = Duration::from_millis(5);
+/// Between looks at a shard that changes hands: as long as its requests wait here.
+const SOON: Duration = Duration::from_millis(20);
+/// So many, one after another: about as long as requests wait. Then it is waited for as for any other.
+const SOON_MAX: u32 = 50;
 
 pub struct Life<B> {
     pub config: Arc<Config>,
@@ -50,12 +55,16 @@ pub struct Life<B> {
     pub courier: Courier,
     pub transfer: Arc<Transfer<B>>,
     pub seat: Arc<Seat>,
+    /// This node is about to leave and takes nothing.
+    pub resting: Arc<AtomicBool>,
     pub closing: CancellationToken,
 }
 
 /// What comes after a step.
 enum Next {
     Wait(Duration),
+    /// It changes hands.
+    Soon,
     Closed,
     /// Corrupt, or settings that do not fit.
     GivenUp(Error),
@@ -65,7 +74,7 @@ impl<B: Backend> Life<B> {
     pub async fn run(self) {
         let shard = self.seat.shard;
         let mut replica = None;
-        let mut failures = 0;
+        let (mut failures, mut looks) = (0, 0);
         while !self.closing.is_cancelled() {
             let next = match self.step(&mut replica).await {
                 Ok(next) => {
@@ -85,12 +94,14 @@ impl<B: Backend> Life<B> {
                 // No retry helps.
                 Err(error) => Next::GivenUp(error),
             };
-            match next {
-                Next::Wait(wait) => tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    () = self.seat.poked() => {}
-                    () = self.closing.cancelled() => {}
-                },
+            looks = if matches!(next, Next::Soon) { looks + 1 } else { 0 };
+            let wait = match next {
+                Next::Wait(wait) => wait,
+                Next::Soon if looks <= SOON_MAX => SOON,
+                Next::Soon => {
+                    looks = SOON_MAX;
+                    self.config.poll
+                }
                 Next::Closed => return,
                 Next::GivenUp(error) => {
                     tracing::error!(shard, %error, "the shard is given up, somebody must act");
@@ -98,13 +109,18 @@ impl<B: Backend> Life<B> {
                     self.seat.publish(Standing::Vacant);
                     return;
                 }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.seat.poked() => {}
+                () = self.closing.cancelled() => {}
             }
         }
     }
 
     /// Follows, and owns if it can. The replica is left behind only if it is as the journal.
     async fn step(&self, kept: &mut Option<Replica>) -> Result<Next, Error> {
-        let Config { node, lease, poll, .. } = &*self.config;
+        let Config { lease, poll, .. } = &*self.config;
         let shard = self.seat.shard;
         let followed = async {
             let mut replica = match kept.take() {
@@ -122,7 +138,7 @@ impl<B: Backend> Life<B> {
         self.seat.set_assignment(replica.state.assignment());
         let from = clock::now();
         // After this time an acquired lease would be over.
-        let acquired = timeout(*lease, self.backend.acquire(shard, node, *lease)).await;
+        let acquired = timeout(*lease, self.acquire()).await;
         let acquired =
             acquired.map_err(|late| Error::Unknown { step: "acquiring a lease", source: late.into() })?;
         match acquired {
@@ -136,6 +152,10 @@ impl<B: Backend> Life<B> {
                 let behind = held.seq.saturating_sub(replica.seq);
                 *kept = Some(replica);
                 let until_its_end = held.expires_in + BEHIND_THE_END;
+                if held.advertise.is_empty() {
+                    self.seat.still_changing();
+                    return Ok(Next::Soon);
+                }
                 self.stand_by(held, behind);
                 Ok(Next::Wait(until_its_end.min(*poll)))
             }
@@ -146,9 +166,20 @@ impl<B: Backend> Life<B> {
         }
     }
 
+    async fn acquire(&self) -> Result<Acquisition, Error> {
+        let (Config { node, lease, .. }, shard) = (&*self.config, self.seat.shard);
+        if !self.resting.load(Relaxed) {
+            return self.backend.acquire(shard, node, *lease).await;
+        }
+        let leases = self.backend.leases().await?;
+        let held = leases.into_iter().find(|lease| lease.shard == shard);
+        let missing = || Error::Unavailable { step: "looking for a lease", source: "it is not there".into() };
+        held.map(Acquisition::Held).ok_or_else(missing)
+    }
+
     fn stand_by(&self, held: Lease, behind: u64) {
         let Lease { shard: _, epoch, seq: _, node, advertise, expires_in } = held;
-        let served = !advertise.is_empty() && !expires_in.is_zero() && node != self.config.node.name;
+        let served = !expires_in.is_zero() && node != self.config.node.name;
         self.seat.publish(match served {
             true => Standing::Elsewhere { node, advertise, epoch, until: clock::now() + expires_in, behind },
             false => Standing::Vacant,
@@ -159,7 +190,7 @@ impl<B: Backend> Life<B> {
     async fn own(&self, replica: Replica, acquired: &Lease, tenure: Arc<Tenure>) -> (Next, Option<Replica>) {
         let Lease { shard, epoch, seq, .. } = *acquired;
         self.metrics.leases_acquired.inc();
-        self.seat.publish(Standing::Vacant);
+        self.seat.publish_changing();
         // Dropped at the end of this function, which stops them.
         let mut beside = JoinSet::new();
         beside.spawn({
@@ -203,11 +234,28 @@ impl<B: Backend> Life<B> {
             }
             Leaving::HandOver(HandOver { to, assigned: _, reply }) => {
                 beside.shutdown().await;
-                let released = self.release(&tenure, Some((&to, self.config.hand_over))).await;
+                let kept_for = (!to.is_empty()).then_some((to.as_str(), self.config.hand_over));
+                let released = self.release(&tenure, kept_for).await;
                 tracing::info!(shard, epoch, to, released, "the shard was handed over");
+                if released {
+                    self.tell(&to);
+                }
                 drop(reply.send(if released { Ok(()) } else { Err(Failure::Unknown) }));
-                (Next::Wait(self.config.poll), replica)
+                (Next::Soon, replica)
             }
+        }
+    }
+
+    /// The node may take the shard now. If it hears nothing of it, it finds out at its next poll.
+    fn tell(&self, to: &str) {
+        let Some(neighbours) = &self.transfer.neighbours else { return };
+        let advertise = self.transfer.seats.iter().find_map(|seat| match &*seat.standing() {
+            Standing::Elsewhere { node, advertise, .. } if node == to => Some(advertise.clone()),
+            _ => None,
+        });
+        if let Some(advertise) = advertise {
+            let told = neighbours.give(&advertise, self.seat.shard, to);
+            tokio::spawn(async move { drop(told.await) });
         }
     }
 

@@ -73,10 +73,14 @@ impl Router {
     }
 
     /// Another node asks for a shard, to spread them. It gets it if this node has at least two more and nothing speaks against
-    /// it; otherwise `Busy`.
+    /// it; otherwise `Busy`. If `to` is this node, it was given to it, and may be taken.
     pub async fn give(&self, shard: u32, to: &str) -> Result<(), Failure> {
         let super::router::Inner { config, seats, wall, gave, .. } = &*self.0;
         let seat = self.seat_of(shard)?;
+        if to == config.node.name {
+            seat.poke();
+            return Ok(());
+        }
         seat.is_here()?;
         let mut gave = gave.try_lock().map_err(|_| busy())?;
         let owners = spread::owners(seats, config, wall).ok_or_else(busy)?;
@@ -89,7 +93,19 @@ impl Router {
         self.hand_over(shard, to).await
     }
 
-    /// From now on this node asks for no shard: it is about to leave.
+    /// Whoever had a shard has been asked to give it to this node: looks whether it may be taken.
+    pub fn look_at(&self, shard: u32) {
+        if let Ok(seat) = self.seat_of(shard) {
+            seat.poke();
+        }
+    }
+
+    /// Leaves a shard to whoever takes it first; this node does not, if it rests.
+    pub async fn vacate(&self, shard: u32) -> Result<(), Failure> {
+        self.leave_to(shard, "", false).await
+    }
+
+    /// From now on this node takes no shard: it is about to leave.
     pub fn rest(&self) {
         self.0.resting.store(true, Relaxed);
     }
@@ -108,7 +124,9 @@ impl Router {
             }
             Standing::Elsewhere { node, .. } if node == to && !assigned => Ok(()),
             // By hand, the other node is to know.
-            Standing::Elsewhere { .. } | Standing::Vacant => seat.is_here().and(Err(busy())),
+            Standing::Elsewhere { .. } | Standing::Changing { .. } | Standing::Vacant => {
+                seat.is_here().and(Err(busy()))
+            }
         }
     }
 

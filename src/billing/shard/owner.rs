@@ -19,7 +19,7 @@ use super::commit::{Stopped, commit};
 use super::forgetting::Forgetting;
 use super::metrics::Metrics;
 use super::replica::Replica;
-use super::seat::{Errand, HandOver, Request, Seat, Told, busy};
+use super::seat::{Errand, HandOver, Request, Seat, Standing, Told, busy};
 use super::snapshots::Snapshots;
 use super::tenure::Tenure;
 use super::transfer::Transfer;
@@ -512,7 +512,12 @@ impl<B: Backend> Owner<B> {
     }
 
     async fn leave(mut self, mut why: Leaving) -> Left {
-        self.office.seat.publish(super::seat::Standing::Vacant);
+        match &why {
+            Leaving::HandOver(_) => self.office.seat.publish_changing(),
+            Leaving::Closing | Leaving::TenureOver | Leaving::Broken(_) => {
+                self.office.seat.publish(Standing::Vacant);
+            }
+        }
         self.office.seat.gauges.accounts.set(0);
         self.office.seat.gauges.queue.set(0);
         self.office.seat.gauges.outgoing.set(0);

@@ -92,8 +92,9 @@ impl Router {
         let courier = Courier::new(notifier, registry, move || now.now())?;
         let map = Arc::new(Map::new(backend.bucket_map().await?));
         let config = Arc::new(config);
-        let seats: Arc<[Arc<Seat>]> =
-            (0..config.shards).map(|shard| Arc::new(Seat::new(shard, metrics.of_shard(shard)))).collect();
+        let seats: Arc<[Arc<Seat>]> = (0..config.shards)
+            .map(|shard| Arc::new(Seat::new(shard, config.queue, metrics.of_shard(shard))))
+            .collect();
         let transfer = Arc::new(Transfer {
             config: Arc::clone(&config),
             backend: backend.clone(),
@@ -101,6 +102,7 @@ impl Router {
             map: Arc::clone(&map),
             neighbours: neighbours.clone(),
         });
+        let resting = Arc::new(AtomicBool::new(false));
         let mut tasks = JoinSet::new();
         for seat in seats.iter() {
             let life = Life {
@@ -111,6 +113,7 @@ impl Router {
                 courier: courier.clone(),
                 transfer: Arc::clone(&transfer),
                 seat: Arc::clone(seat),
+                resting: Arc::clone(&resting),
                 closing: closing.clone(),
             };
             tasks.spawn(watch_over(Arc::clone(seat), life.run()));
@@ -120,7 +123,6 @@ impl Router {
                 (Arc::clone(&map), backend.clone(), config.map_refresh, closing.clone());
             async move { map.keep(backend, every, closing).await }
         });
-        let resting = Arc::new(AtomicBool::new(false));
         if let Some(neighbours) = neighbours {
             let (config, seats, wall) = (Arc::clone(&config), Arc::clone(&seats), wall.clone());
             let (resting, closing) = (Arc::clone(&resting), closing.clone());
@@ -187,6 +189,7 @@ impl Router {
     async fn list_owned(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
         let mut waiting = Vec::new();
         for seat in self.0.seats.iter() {
+            seat.is_worth_a_try(&seat.standing()).await;
             if matches!(&*seat.standing(), Standing::Own { .. }) {
                 let (reply, answer) = oneshot::channel();
                 seat.hand_in(Request::List { after, limit, reply })?;
@@ -247,7 +250,7 @@ impl Router {
     }
 
     /// Gets an answer from the shard that has the account. A bucket that is not where the map says is on its way; so whenever
-    /// there is a new map, it is asked for again.
+    /// there is a new map, it is asked for again; and whoever was not taken by an owner who leaves waits for the next one.
     async fn ask<T>(
         &self,
         account: u64,
@@ -256,8 +259,16 @@ impl Router {
         let until = tokio::time::Instant::now() + MAP_TIMEOUT;
         loop {
             let version = self.0.map.current().version;
-            match self.ask_once(account, &request).await {
+            let shard = self.0.map.shard_of(bucket_of(account));
+            let seat = shard.and_then(|shard| self.0.seats.get(shard as usize)).ok_or_else(busy)?;
+            let standing = seat.standing();
+            match self.ask_once(seat, &request).await {
                 Err(Failure::Refused(Refusal::Elsewhere)) => {}
+                Err(Failure::Busy { .. })
+                    if tokio::time::Instant::now() < until && seat.is_worth_a_try(&standing).await =>
+                {
+                    continue;
+                }
                 answer => return answer,
             }
             if timeout_at(until, self.0.map.newer_than(version)).await.is_err() {
@@ -268,11 +279,9 @@ impl Router {
 
     async fn ask_once<T>(
         &self,
-        account: u64,
+        seat: &Seat,
         request: &impl Fn(oneshot::Sender<Result<T, Failure>>) -> Request,
     ) -> Result<T, Failure> {
-        let shard = self.0.map.shard_of(bucket_of(account));
-        let seat = shard.and_then(|shard| self.0.seats.get(shard as usize)).ok_or_else(busy)?;
         let (reply, answer) = oneshot::channel();
         seat.hand_in(request(reply))?;
         self.answer(answer).await
@@ -317,7 +326,7 @@ fn status(config: &Config, seat: &Seat, lease: Option<&Lease>, buckets: u32) -> 
             status.advertise.clone_from(advertise);
             status.epoch = *epoch;
         }
-        Standing::Elsewhere { .. } | Standing::Vacant => {}
+        Standing::Elsewhere { .. } | Standing::Changing { .. } | Standing::Vacant => {}
     }
     // The journal knows better than what was heard last.
     if let Some(lease) = lease.filter(|lease| !lease.expires_in.is_zero() && status.epoch != lease.epoch) {

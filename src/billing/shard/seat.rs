@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::time::{timeout, timeout_at};
 
 use super::Failure;
 use super::metrics::Gauges;
@@ -66,6 +66,7 @@ impl Errand {
 
 /// Asks an owner to leave; told when this node writes nothing more.
 pub struct HandOver {
+    /// Nobody's name: to whoever takes it first.
     pub to: String,
     /// By hand, so it is to stay there for a while.
     pub assigned: bool,
@@ -88,7 +89,9 @@ pub enum Standing {
         /// Batches that this node lacked when it heard of the lease.
         behind: u64,
     },
-    /// Nobody has it that this node knows of, or it changes hands.
+    /// On its way to an owner, by plan or to this node, and worth waiting for until then.
+    Changing { until: Instant },
+    /// Nobody has it that this node knows of.
     Vacant,
 }
 
@@ -100,6 +103,8 @@ pub struct Seat {
     assignment: ArcSwapOption<Assignment>,
     poked: Notify,
     changed: watch::Sender<()>,
+    /// Places of requests that wait while it changes hands.
+    waiting: Semaphore,
     /// The journal does not take a batch for longer than callers are patient.
     stuck: AtomicBool,
     /// Someone must act; see the log.
@@ -110,9 +115,12 @@ pub struct Seat {
 
 /// Before a shard that changes hands is worth another try.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// A planned change of hands takes some ten milliseconds, or a poll of whoever was not told.
+const CHANGE: Duration = Duration::from_secs(1);
 
 impl Seat {
-    pub fn new(shard: u32, gauges: Gauges) -> Seat {
+    /// At most `waiting` requests wait while it changes hands.
+    pub fn new(shard: u32, waiting: usize, gauges: Gauges) -> Seat {
         Seat {
             shard,
             gauges,
@@ -120,6 +128,7 @@ impl Seat {
             assignment: ArcSwapOption::empty(),
             poked: Notify::new(),
             changed: watch::Sender::new(()),
+            waiting: Semaphore::new(waiting.min(Semaphore::MAX_PERMITS)),
             stuck: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             seq: AtomicU64::new(0),
@@ -136,6 +145,33 @@ impl Seat {
         self.changed.send_replace(());
     }
 
+    /// It will have an owner in a moment, which begins now.
+    pub fn publish_changing(&self) {
+        self.publish(Standing::Changing { until: clock::now() + CHANGE });
+    }
+
+    /// As [`Seat::publish_changing`], unless the moment began before.
+    pub fn still_changing(&self) {
+        if !matches!(&**self.standing.load(), Standing::Changing { .. }) {
+            self.publish_changing();
+        }
+    }
+
+    /// Whoever was told that it is busy, when it stood like this: is it worth another try? Waits while it changes hands, as
+    /// long as that is.
+    pub async fn is_worth_a_try(&self, before: &Arc<Standing>) -> bool {
+        let Standing::Changing { until } = *self.standing() else {
+            return !Arc::ptr_eq(before, &self.standing());
+        };
+        let Ok(_place) = self.waiting.try_acquire() else { return false };
+        let mut changed = self.changed.subscribe();
+        let settled = async {
+            // The sender lives in this very seat.
+            while matches!(&*self.standing(), Standing::Changing { .. }) && changed.changed().await.is_ok() {}
+        };
+        timeout_at(until.into(), settled).await.is_ok()
+    }
+
     /// Puts a request where it belongs, or says why not.
     pub fn hand_in(&self, request: Request) -> Result<(), Failure> {
         match &**self.standing.load() {
@@ -143,7 +179,7 @@ impl Seat {
             Standing::Elsewhere { node, advertise, until, .. } if *until > clock::now() => {
                 Err(Failure::Elsewhere { node: node.clone(), advertise: advertise.clone() })
             }
-            Standing::Elsewhere { .. } | Standing::Vacant => Err(busy()),
+            Standing::Elsewhere { .. } | Standing::Changing { .. } | Standing::Vacant => Err(busy()),
         }
     }
 
@@ -158,7 +194,7 @@ impl Seat {
             Standing::Elsewhere { node, advertise, until, .. } if *until > clock::now() => {
                 Err(Failure::Elsewhere { node: node.clone(), advertise: advertise.clone() })
             }
-            Standing::Elsewhere { .. } | Standing::Vacant => Err(busy()),
+            Standing::Elsewhere { .. } | Standing::Changing { .. } | Standing::Vacant => Err(busy()),
         }
     }
 
@@ -201,7 +237,7 @@ impl Seat {
         match &**self.standing.load() {
             Standing::Own { tenure, .. } => tenure.holds() && !self.stuck.load(Relaxed),
             Standing::Elsewhere { until, .. } => *until > clock::now(),
-            Standing::Vacant => false,
+            Standing::Changing { .. } | Standing::Vacant => false,
         }
     }
 
@@ -230,7 +266,7 @@ impl Seat {
         match &**self.standing.load() {
             Standing::Own { tenure, .. } => tenure.holds(),
             Standing::Elsewhere { until, .. } => *until > clock::now(),
-            Standing::Vacant => false,
+            Standing::Changing { .. } | Standing::Vacant => false,
         }
     }
 

@@ -85,7 +85,7 @@ impl Spread {
     fn is_known(&self, shard: u32) -> bool {
         self.seats.get(shard as usize).is_some_and(|seat| match &*seat.standing() {
             Standing::Elsewhere { behind, .. } => *behind <= BEHIND_MAX,
-            Standing::Own { .. } | Standing::Vacant => false,
+            Standing::Own { .. } | Standing::Changing { .. } | Standing::Vacant => false,
         })
     }
 }

@@ -30,7 +30,8 @@ pub trait Neighbours: Send + Sync + 'static {
         image: Bytes,
     ) -> BoxFuture<'static, Result<(), Failure>>;
 
-    /// The owner at `advertise` gives its shard to this node, if that spreads them better.
+    /// The owner at `advertise` gives its shard to the node `to`, if that spreads them better. If the node there is `to` itself, it is
+    /// told that it may take it.
     fn give(&self, advertise: &str, shard: u32, to: &str) -> BoxFuture<'static, Result<(), Failure>>;
 }
 

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{Desk, Shards};
 use crate::billing::api::error::{Kind, Problem};
 use crate::billing::api::gate::Caller;
-use crate::billing::shard::Failure;
+use crate::billing::shard::{Cluster, Failure};
 
 /// Images that come in at once.
 pub(super) const IMAGES_MAX: usize = 4;
@@ -93,11 +93,17 @@ impl<S: Shards> Desk<S> {
 
     /// Gives a shard to a node by hand, wherever it is.
     pub async fn hand_over(&self, caller: Caller, shard: u32, to: &str) -> Result<(), Problem> {
+        if caller == Caller::Client {
+            self.check_known(to).await?;
+        }
         let until = Instant::now() + PATIENCE;
         loop {
             let given = match self.shards.assign(shard, to).await {
                 Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
-                    self.peers.hand_over(&advertise, shard, to).await
+                    let given = self.peers.hand_over(&advertise, shard, to).await;
+                    // It may be for this node.
+                    self.shards.look_at(shard);
+                    given
                 }
                 given => given.map_err(Problem::from),
             };
@@ -109,6 +115,19 @@ impl<S: Shards> Desk<S> {
                 given => return given,
             }
         }
+    }
+
+    /// A shard that is kept for a node which is not there has no owner for that long. So it goes to this node, or to one that has
+    /// a lease.
+    async fn check_known(&self, to: &str) -> Result<(), Problem> {
+        let Cluster { node, shards, .. } = self.shards.cluster().await;
+        if node == to || shards.iter().any(|shard| shard.node == to && !shard.advertise.is_empty()) {
+            return Ok(());
+        }
+        let detail = format!(
+            "no node called {to} has a shard; one that has none yet is given one if it is asked itself"
+        );
+        Err(Problem { detail, ..Kind::UnknownNode.into() })
     }
 
     /// For as long as it is kept, there is room for an image that another node sends.

@@ -50,7 +50,7 @@ fn good(operation: &str) -> (&'static str, Option<Value>) {
         "insert_data" => ("/billing/v1/insert_data", None),
         "cluster" => ("/billing/v1/cluster", None),
         "move" => ("/billing/v1/cluster/move", Some(json!({ "buckets": [17, 3], "to_shard": 1 }))),
-        "hand_over" => ("/billing/v1/cluster/hand_over", Some(json!({ "shard": 0, "to": "b" }))),
+        "hand_over" => ("/billing/v1/cluster/hand_over", Some(json!({ "shard": 0, "to": "a" }))),
         // An older one than the node has: nothing is done.
         "adopt" => ("/billing/v1/cluster/adopt?shard=0&generation=1", None),
         "give" => ("/billing/v1/cluster/give", Some(json!({ "shard": 0, "to": "b" }))),
@@ -91,7 +91,7 @@ fn recipe(operation: &str, status: u16) -> Recipe {
         }
         (415, _) => recipe.media = Some("application/x-www-form-urlencoded"),
         (422, "move") => recipe.body = Some(json!({ "bucket": 0, "to_shard": 1 }).to_string()),
-        (422, "hand_over" | "give") => recipe.body = Some(json!({ "shard": 7, "to": "b" }).to_string()),
+        (422, "hand_over" | "give") => recipe.body = Some(json!({ "shard": 7, "to": "a" }).to_string()),
         (422, _) => recipe.body = Some(json!({ "amount": i64::MAX }).to_string()),
         (500, "ping") => recipe.unable = true,
         (503, _) => recipe.limits.in_flight = 0,

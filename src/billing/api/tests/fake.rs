@@ -219,6 +219,8 @@ impl Shards for Fake {
         }
     }
 
+    fn look_at(&self, _: u32) {}
+
     async fn map_version(&self) -> Result<u64, Failure> {
         let mut inner = self.inner.lock();
         inner.map_version += u64::from(inner.moves);

@@ -424,7 +424,12 @@ async fn operators_ask_any_node() {
     let advertise = other.address.to_string();
     scene.fake.fail(Failure::Elsewhere { node: "b".into(), advertise: advertise.clone() });
     assert_eq!(scene.post("cluster/move", "k", body.clone()).await.status, 200);
-    let give = json!({ "shard": 1, "to": "b" });
+    let unknown = scene.post("cluster/hand_over", "k", json!({ "shard": 1, "to": "nobody" })).await;
+    assert_eq!(
+        (unknown.status, &unknown.json()["type"]),
+        (422, &json!("urn:problem-type:forefront:billing:unknown-node"))
+    );
+    let give = json!({ "shard": 1, "to": "a" });
     assert_eq!(scene.post("cluster/hand_over", "k", give.clone()).await.status, 200);
     other.fake.fail(Failure::Elsewhere { node: "a".into(), advertise: scene.address.to_string() });
     for (path, body) in [("cluster/move", &body), ("cluster/hand_over", &give)] {

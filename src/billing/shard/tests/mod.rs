@@ -3,6 +3,7 @@
 
 mod durable;
 mod fake;
+mod hand_over;
 mod moving;
 mod orders;
 mod simulation;

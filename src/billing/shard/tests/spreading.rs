@@ -152,6 +152,6 @@ async fn a_node_that_is_about_to_leave_asks_for_nothing() {
     b.rest();
     town.stays_for(Duration::from_secs(300)).await;
     assert_eq!(town.counts(), [2]);
-    assert!(matches!(a.give(0, "a").await, Err(Failure::Busy { .. })), "to itself");
+    assert!(matches!(b.give(0, "a").await, Err(Failure::Elsewhere { .. })), "what it does not have");
     insist(&a, 1, "create", create(1, 0)).await.unwrap();
 }

@@ -1,0 +1,142 @@
+//! Shards that change hands by plan: nobody who asks may notice.
+
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::super::{Failure, Router, WallClock};
+use super::fake::Fake;
+use super::street::Street;
+use super::{START, add, config, create, insist, key, settled};
+use crate::billing::domain::{Account, Money, Operation};
+use crate::billing::notifier;
+use crate::clock;
+
+const SHARDS: u32 = 2;
+const WRITERS: u64 = 8;
+
+/// Two nodes that know each other; the first has every shard.
+struct Pair {
+    a: Router,
+    b: Router,
+}
+
+impl Pair {
+    async fn new() -> Pair {
+        let (fake, street, wall) = (Fake::new(SHARDS), Street::new(), WallClock::since(START));
+        let none = notifier::Config::default;
+        let a = street.start(config("a", SHARDS), &fake, &wall, none()).await;
+        settled(&a).await;
+        let b = street.start(config("b", SHARDS), &fake.another(), &wall, none()).await;
+        settled(&b).await;
+        for id in 0..WRITERS {
+            insist(&a, id, "create", create(0, 0)).await.unwrap();
+        }
+        Pair { a, b }
+    }
+
+    /// As a door does: forwarded once, and once more if neither knew better.
+    async fn ask(
+        a: &Router,
+        b: &Router,
+        id: u64,
+        name: &str,
+        operation: Operation,
+    ) -> Result<Account, Failure> {
+        for _ in 0..2 {
+            match a.operate(id, key(name), operation).await {
+                Err(Failure::Elsewhere { .. }) => {}
+                told => return told,
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            match b.operate(id, key(name), operation).await {
+                Err(Failure::Elsewhere { .. }) => {}
+                told => return told,
+            }
+        }
+        Err(Failure::Elsewhere { node: "neither".to_owned(), advertise: String::new() })
+    }
+
+    /// Asks for as long as `until` takes, and for every answer once; gives the longest wait for one.
+    async fn nobody_notices(&self, round: &str, until: impl Future<Output = ()>) -> Duration {
+        let mut writers = JoinSet::new();
+        for id in 0..WRITERS {
+            let (a, b, round) = (self.a.clone(), self.b.clone(), round.to_owned());
+            writers.spawn(async move {
+                let mut longest = Duration::ZERO;
+                for n in 0..500 {
+                    let began = clock::now();
+                    let told = Pair::ask(&a, &b, id, &format!("{round}{n}"), add(1)).await;
+                    assert!(told.is_ok(), "{round}{n}: {told:?}");
+                    longest = longest.max(clock::now() - began);
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                longest
+            });
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        until.await;
+        let longest = writers.join_all().await.into_iter().max().unwrap();
+        println!("{round}: the longest wait was {longest:?}");
+        longest
+    }
+
+    async fn balances_are(&self, balance: i64) {
+        for id in 0..WRITERS {
+            let told = Pair::ask(&self.b, &self.a, id, "last", add(1)).await.unwrap();
+            assert_eq!(told.balance, Money::new(balance + 1), "account {id}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_notices_that_shards_are_handed_over() {
+    let pair = Pair::new().await;
+    let all = |from: Router, to: &'static str| async move {
+        for shard in 0..SHARDS {
+            from.hand_over(shard, to).await.unwrap();
+        }
+        settled(&from).await;
+    };
+    // The second node has none yet, so it is not told, and finds out by itself.
+    pair.nobody_notices("there", all(pair.a.clone(), "b")).await;
+    let longest = pair.nobody_notices("back", all(pair.b.clone(), "a")).await;
+    assert!(longest <= Duration::from_millis(100), "{longest:?}: who is told takes it at once");
+    pair.balances_are(1000).await;
+}
+
+/// As at SIGTERM, when the other node has none.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_leaves_everything_forwards_until_it_is_taken() {
+    let pair = Pair::new().await;
+    let leaves = async {
+        pair.a.rest();
+        for shard in 0..SHARDS {
+            pair.a.vacate(shard).await.unwrap();
+        }
+        settled(&pair.a).await;
+    };
+    pair.nobody_notices("left", leaves).await;
+    let cluster = pair.a.cluster().await;
+    assert!(cluster.shards.iter().all(|shard| shard.node == "b"), "{cluster:?}");
+    pair.balances_are(500).await;
+}
+
+/// What nobody takes is not waited for again and again.
+#[tokio::test(start_paused = true)]
+async fn requests_wait_for_a_moment_only() {
+    let pair = Pair::new().await;
+    for shard in 0..SHARDS {
+        pair.a.hand_over(shard, "nobody").await.unwrap();
+    }
+    for (router, at_most) in [(&pair.a, 1000), (&pair.b, 1000), (&pair.a, 0), (&pair.b, 0)] {
+        let began = clock::now();
+        let told = router.operate(1, key("add"), add(1)).await;
+        assert!(matches!(told, Err(Failure::Busy { .. })), "{told:?}");
+        assert!(clock::now() - began <= Duration::from_millis(at_most));
+    }
+    settled(&pair.a).await;
+    settled(&pair.b).await;
+    let told = Pair::ask(&pair.a, &pair.b, 1, "add", add(1)).await.unwrap();
+    assert_eq!(told.balance, Money::new(1));
+}
