@@ -3,6 +3,7 @@
 
 mod durable;
 mod fake;
+mod history;
 mod moving;
 mod orders;
 mod simulation;
