@@ -28,8 +28,9 @@ use super::{Config, Failure};
 use crate::billing::domain::{
     self, Account, Applied, Command, EventKind, Micros, Order, Reply, Stage, State,
 };
-use crate::billing::journal;
+use crate::billing::journal::{self, Line};
 use crate::billing::notifier::{FollowUp, Outbox, Timers};
+use crate::billing::projection::{self, Feed};
 use crate::clock;
 use moving::{Departures, Replies, Step};
 
@@ -58,6 +59,8 @@ pub struct Office<B> {
     pub seat: Arc<Seat>,
     pub tenure: Arc<Tenure>,
     pub closing: CancellationToken,
+    /// To the ledger.
+    pub feed: Feed,
     /// None: nobody is told of depletions.
     pub outbox: Option<Outbox>,
     /// Counts orders that money came for.
@@ -116,6 +119,8 @@ type Answer = Result<Told, Failure>;
 struct Turn {
     at: Micros,
     commands: Vec<Command>,
+    /// For the ledger, once it is durable.
+    lines: Vec<Line>,
     answers: Vec<(oneshot::Sender<Answer>, Answer)>,
     /// Orders to send once it is durable, unless money comes before.
     depleted: Vec<Order>,
@@ -371,7 +376,8 @@ impl<B: Backend> Owner<B> {
             None => account.and_then(|account| self.state.row(account)).map(|row| row.version),
             Some(_) => None,
         };
-        let applied = self.state.apply(&command, turn.at);
+        let place = (self.seq + 1, turn.commands.len());
+        let applied = projection::apply(&mut self.state, &command, turn.at, place, &mut turn.lines);
         if !applied.changed {
             return applied;
         }
@@ -386,7 +392,7 @@ impl<B: Backend> Owner<B> {
     // ------------------------------------------------------------------------------------------------------- durable
 
     async fn make_durable(&mut self, turn: &mut Turn) -> Result<(), Leaving> {
-        let Office { config, backend, metrics, seat, tenure, .. } = &self.office;
+        let Office { config, backend, metrics, seat, tenure, feed, .. } = &self.office;
         let commands = domain::Batch { at: turn.at, commands: std::mem::take(&mut turn.commands) };
         let mut payload = Vec::with_capacity(32 + 64 * commands.commands.len());
         commands.encode(&mut payload);
@@ -425,6 +431,7 @@ impl<B: Backend> Owner<B> {
         self.seq = batch.seq;
         self.last = Some((batch.epoch, batch.checksum()));
         seat.set_seq(self.seq);
+        feed.offer(batch.seq, turn.at, std::mem::take(&mut turn.lines));
         metrics.commit.observe((clock::now() - began).as_secs_f64());
         metrics.batch_commands.observe(commands.commands.len() as f64);
         if !tenure.holds() {
@@ -434,7 +441,7 @@ impl<B: Backend> Owner<B> {
         }
         if self.snapshots.is_due(batch.payload.len()) {
             let place = (batch.shard, batch.seq, batch.epoch);
-            self.beside.spawn(self.snapshots.make(backend.clone(), place, self.state.clone()));
+            self.beside.spawn(self.snapshots.make(backend.clone(), feed.clone(), place, self.state.clone()));
         }
         // Those that ended give their place back.
         while self.beside.try_join_next().is_some() {}
@@ -446,6 +453,7 @@ impl<B: Backend> Owner<B> {
         let Turn {
             at: _,
             commands: _,
+            lines: _,
             answers,
             depleted,
             reopened,
