@@ -43,6 +43,9 @@ const MAP_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub struct Router(pub(super) Arc<Inner>);
 
+/// By shard, account, the cursor to begin before, and the most lines.
+type Reader = dyn Fn(u32, u64, Option<Cursor>, usize) -> BoxFuture<'static, Read> + Send + Sync;
+
 pub(super) struct Inner {
     pub(super) config: Arc<Config>,
     pub(super) seats: Arc<[Arc<Seat>]>,
@@ -55,7 +58,7 @@ pub(super) struct Inner {
     pub(super) resting: Arc<AtomicBool>,
     observe: Box<dyn Fn() -> BoxFuture<'static, Observed> + Send + Sync>,
     pub(super) read_map: ReadMap,
-    read: Box<dyn Fn(u32, u64, Option<Cursor>, usize) -> BoxFuture<'static, Read> + Send + Sync>,
+    read: Box<Reader>,
     /// Of the ledger.
     readers: Semaphore,
     tasks: Mutex<JoinSet<()>>,
