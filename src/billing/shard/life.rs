@@ -375,6 +375,8 @@ impl<B: Backend> Life<B> {
             errands: errands_in,
             hand_over: hand_over_in,
         };
+        // The last batch of the owner before may have said so.
+        self.seat.set_assignment(replica.state.assignment());
         let owner = Owner::new(office, inlets, replica);
         let tenure = Arc::clone(tenure);
         self.seat.publish(Standing::Own { requests, errands, hand_over, tenure, feed: feed.clone() });
