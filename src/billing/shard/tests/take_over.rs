@@ -46,8 +46,14 @@ async fn the_other_node_says_where_and_takes_over_from_the_dead() {
     let cluster = b.cluster().await;
     assert_eq!((cluster.node.as_str(), cluster.shards[0].node.as_str()), ("b", "a"));
     assert!(cluster.shards[0].writable);
+    let asker = b.clone();
+    // Whoever forwarded something to it need not wait for longer than that.
+    let left = tokio::spawn(async move { asker.left(&[1, 2], "a:8200").await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!left.is_finished());
     let dead = clock::now();
     a.crash().await;
+    left.await.unwrap();
     let account = loop {
         match b.operate(1, key("add"), add(1)).await {
             Ok(account) => break account,
