@@ -53,7 +53,7 @@ class Bench:
         accounts, memory = max(self.args.accounts), {}
         for system in systems:
             print(f"  {system.name}: {accounts} accounts", flush=True)
-            memory[system.name] = throughput.prepare(system, accounts, counted=system.name != "tarantool write")
+            memory[system.name] = throughput.prepare(system, accounts, remembered=system.name != "tarantool write")
         busy = throughput.rounds(systems, self.args.rounds, self.args.seconds, OUTSTANDING)
         alone = throughput.rounds(systems, self.args.rounds, self.args.seconds / 2, 1)
         for system in systems:

@@ -7,6 +7,8 @@
 //!
 //! Entries lie in the order of their times, so forgetting takes from the front, up to a line in time: the *horizon*.
 
+use std::sync::Arc;
+
 use super::account::{Parts, Record};
 use super::chunks::Chunks;
 use super::index::Index;
@@ -93,8 +95,19 @@ pub struct Entry {
 const _: () = assert!(size_of::<Entry>() == 56, "there are many of these");
 
 /// The keys of one bucket.
+///
+/// Clones share the runs, and whoever goes on begins another one instead of copying millions of keys: a snapshot stalls no
+/// command. Once the clone is gone, what was put beside comes home little by little.
 #[derive(Clone, Debug, Default)]
 pub struct Keys {
+    /// From old to new; what is new goes into the last one. One, but while a clone lives and shortly after.
+    runs: Vec<Arc<Run>>,
+    /// What is older is forgotten, though a run that is shared may still hold it.
+    horizon: Micros,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Run {
     entries: Chunks<Entry, 32>,
     /// The position of the front entry; positions go round at [`Index::POSITION_MAX`].
     front: u32,
@@ -107,61 +120,126 @@ const AHEAD: usize = 8;
 /// Half of all positions; far beyond any memory (60 GB in one bucket). The oldest would go.
 const ENTRIES_MAX: usize = 1 << 30;
 
+/// Entries that come home with each insertion: more than come in, and below a microsecond.
+const HOME: usize = 4;
+
+/// A search looks into each. Clones that overlap for ever must not make more of them; beyond this the new ones are copied into
+/// one.
+const RUNS_MAX: usize = 8;
+
 impl Keys {
     pub fn find(&self, hash: &KeyHash) -> Option<&Entry> {
-        let is = |position| self.at(position).is_some_and(|entry| entry.hash == *hash);
-        self.at(self.index.find(hash.tag(), is)?)
+        self.runs.iter().rev().find_map(|run| run.find(hash, self.horizon))
     }
 
     /// Reads where a search begins; see [`Index::touch`].
     pub fn touch(&self, hash: &KeyHash) -> u64 {
-        self.index.touch(hash.tag())
+        self.runs.first().map_or(0, |run| run.index.touch(hash.tag()))
     }
 
     /// Its time must not be before that of the last one inserted.
     pub fn insert(&mut self, entry: Entry) {
+        match self.runs.last_mut().and_then(Arc::get_mut) {
+            Some(run) => run.insert(entry),
+            None => {
+                let mut run = Run::default();
+                if self.runs.len() == RUNS_MAX {
+                    let young = self.runs.drain(1..);
+                    young.for_each(|other| other.entries.iter().for_each(|entry| run.insert(*entry)));
+                }
+                run.insert(entry);
+                self.runs.push(Arc::new(run));
+            }
+        }
+        self.bring_home();
+    }
+
+    pub fn is_stale(&self, horizon: Micros) -> bool {
+        self.runs.first().is_some_and(|run| run.is_stale(horizon))
+    }
+
+    /// Forgets everything before the horizon. What a clone shares is given back by a later sweep.
+    pub fn sweep(&mut self, horizon: Micros) {
+        self.horizon = self.horizon.max(horizon);
+        self.runs.iter_mut().filter_map(Arc::get_mut).for_each(|run| run.sweep(horizon));
+        self.runs.retain(|run| run.entries.len() > 0);
+    }
+
+    /// From old to new; what has the same time, by hash.
+    pub fn sorted(&self) -> Vec<Entry> {
+        let all = self.runs.iter().flat_map(|run| run.entries.iter());
+        let mut entries: Vec<Entry> = all.filter(|entry| entry.at >= self.horizon).copied().collect();
+        entries.sort_unstable_by_key(|entry| (entry.at, entry.hash));
+        entries
+    }
+
+    pub fn len(&self) -> usize {
+        self.runs.iter().map(|run| run.entries.len() - run.stale(self.horizon)).sum()
+    }
+
+    pub fn bytes(&self) -> usize {
+        let runs = self.runs.iter().map(|run| size_of::<Run>() + run.entries.bytes() + run.index.bytes());
+        runs.sum::<usize>() + self.runs.capacity() * size_of::<Arc<Run>>()
+    }
+
+    fn bring_home(&mut self) {
+        let [.., older, newer] = &mut self.runs[..] else { return };
+        let (Some(older), Some(newer)) = (Arc::get_mut(older), Arc::get_mut(newer)) else { return };
+        for entry in std::iter::from_fn(|| newer.pop_front()).take(HOME) {
+            older.insert(entry);
+        }
+        if newer.entries.len() == 0 {
+            self.runs.pop();
+        }
+    }
+}
+
+impl Run {
+    fn find(&self, hash: &KeyHash, horizon: Micros) -> Option<&Entry> {
+        let is = |position| self.at(position).is_some_and(|entry| entry.hash == *hash && entry.at >= horizon);
+        self.at(self.index.find(hash.tag(), is)?)
+    }
+
+    fn insert(&mut self, entry: Entry) {
         if self.entries.len() >= ENTRIES_MAX {
-            self.drop_front();
+            self.pop_front();
         }
         let position = self.position(self.entries.len());
         self.index.insert(entry.hash.tag(), position);
         self.entries.push_back(entry);
     }
 
-    pub fn is_stale(&self, horizon: Micros) -> bool {
+    fn is_stale(&self, horizon: Micros) -> bool {
         self.entries.get(0).is_some_and(|entry| entry.at < horizon)
     }
 
-    /// Forgets everything before the horizon.
-    pub fn sweep(&mut self, horizon: Micros) {
+    /// How many are from before the horizon.
+    fn stale(&self, horizon: Micros) -> usize {
+        let (mut low, mut high) = (0, if self.is_stale(horizon) { self.entries.len() } else { 0 });
+        while low < high {
+            let middle = low.midpoint(high);
+            match self.entries.get(middle) {
+                Some(entry) if entry.at < horizon => low = middle + 1,
+                _ => high = middle,
+            }
+        }
+        low
+    }
+
+    fn sweep(&mut self, horizon: Micros) {
         while self.is_stale(horizon) {
             let ahead = self.entries.get(AHEAD).map_or(0, |entry| self.index.touch(entry.hash.tag()));
             std::hint::black_box(ahead);
-            self.drop_front();
+            self.pop_front();
         }
         self.index.shrink();
     }
 
-    /// From old to new; what has the same time, by hash.
-    pub fn sorted(&self) -> Vec<Entry> {
-        let mut entries: Vec<Entry> = self.entries.iter().copied().collect();
-        entries.sort_unstable_by_key(|entry| (entry.at, entry.hash));
-        entries
-    }
-
-    pub fn len(&self) -> usize {
-        self.entries.len()
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.entries.bytes() + self.index.bytes()
-    }
-
-    fn drop_front(&mut self) {
-        if let Some(entry) = self.entries.pop_front() {
-            self.index.remove(entry.hash.tag(), self.front);
-            self.front = (self.front + 1) % Index::POSITION_MAX;
-        }
+    fn pop_front(&mut self) -> Option<Entry> {
+        let entry = self.entries.pop_front()?;
+        self.index.remove(entry.hash.tag(), self.front);
+        self.front = (self.front + 1) % Index::POSITION_MAX;
+        Some(entry)
     }
 
     fn at(&self, position: u32) -> Option<&Entry> {
@@ -177,6 +255,10 @@ impl Keys {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, VecDeque};
+
+    use proptest::prelude::*;
+
     use super::*;
 
     fn entry(n: u64) -> Entry {
@@ -187,7 +269,8 @@ mod tests {
     #[test]
     fn what_is_swept_is_gone_and_its_memory_too() {
         // Close to where positions go round.
-        let mut keys = Keys { front: Index::POSITION_MAX - 5, ..Keys::default() };
+        let run = Run { front: Index::POSITION_MAX - 5, ..Run::default() };
+        let mut keys = Keys { runs: vec![Arc::new(run)], ..Keys::default() };
         (0..1_000).for_each(|n| keys.insert(entry(n)));
         let found =
             |keys: &Keys| (0..2_000).filter(|n| keys.find(&entry(*n).hash) == Some(&entry(*n))).count();
@@ -201,6 +284,45 @@ mod tests {
         assert!(keys.bytes() < before / 4, "{} of {before}", keys.bytes());
         keys.sweep(Micros::MAX);
         assert_eq!((keys.len(), found(&keys)), (0, 0));
+    }
+
+    proptest! {
+        /// Whatever is cloned and dropped meanwhile, a clone stays what it was, and the original is what it would be without.
+        #[test]
+        fn clones_are_of_their_moment(steps in proptest::collection::vec((0u8..8, 0u64..40), 1..300)) {
+            let (mut keys, mut plain) = (Keys::default(), BTreeMap::new());
+            let mut clones: VecDeque<(Keys, Vec<Entry>)> = VecDeque::new();
+            for (now, (step, which)) in (0u64..).zip(steps) {
+                match step {
+                    0 => clones.push_back((keys.clone(), plain.values().copied().collect())),
+                    1 => drop(clones.pop_front()),
+                    2 => {
+                        let horizon = now.saturating_sub(which);
+                        keys.sweep(Micros::new(horizon));
+                        plain.retain(|at, _| *at >= horizon);
+                    }
+                    _ => {
+                        let entry = Entry { at: Micros::new(now), ..entry(now) };
+                        keys.insert(entry);
+                        plain.insert(now, entry);
+                    }
+                }
+                let expected: Vec<Entry> = plain.values().copied().collect();
+                prop_assert_eq!(keys.len(), expected.len());
+                prop_assert_eq!(keys.sorted(), expected);
+                for n in 0..=now {
+                    prop_assert_eq!(keys.find(&entry(n).hash), plain.get(&n));
+                }
+                for (clone, then) in &clones {
+                    prop_assert_eq!(&clone.sorted(), then);
+                }
+                prop_assert!(keys.runs.len() <= RUNS_MAX);
+            }
+            clones.clear();
+            let last = plain.len() as u64 + 1_000;
+            (last..last + 400).for_each(|n| keys.insert(entry(n)));
+            prop_assert_eq!(keys.runs.len(), 1, "all came home");
+        }
     }
 
     #[test]

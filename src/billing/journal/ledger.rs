@@ -220,9 +220,9 @@ impl Journal {
         if let Some(maker) = self.find_line(&row, Left::Told, place).await? {
             return Ok((Some(maker), true));
         }
-        // Forgotten, if the shard that had it has told of the release; otherwise yet to come.
+        // Forgotten, if the shard that had it has told of the release or has nothing more to tell; otherwise yet to come.
         let released = self.find_line(&row, Left::Released, place).await?;
-        Ok((None, released.is_some()))
+        Ok((None, released.is_some() || self.ledger_is_level().await?))
     }
 }
 

@@ -249,6 +249,11 @@ impl Journal {
         either!(self, engine => engine.find_line(row, which, below).await)
     }
 
+    /// Has the ledger of every shard all batches, or had it a moment ago?
+    async fn ledger_is_level(&self) -> Result<bool, Error> {
+        either!(self, engine => engine.ledger_is_level().await)
+    }
+
     pub async fn bucket_map(&self) -> Result<BucketMap, Error> {
         either!(self, engine => engine.bucket_map().await)
     }

@@ -5,9 +5,10 @@
 //! old one is popped early, and pushed anew); one that moves earlier does. Entries are 16 bytes and have no version, for the
 //! state has it.
 //!
-//! Entries that mean nothing any more stay until they are due. When they are more than half, the heap is made again from
-//! the state, elsewhere ([`Timers::begin_rebuild`]): each entry has then been paid for by a push, and no order waits for
-//! it.
+//! Only instants before the *horizon*, some minutes from now, have entries: memory is for those who run dry soon, and money that
+//! comes and goes on all other accounts costs nothing here. Half way to the horizon, and when entries that mean nothing any more
+//! are more than half, the heap is made again from the state up to a new horizon, elsewhere ([`Timers::begin_rebuild`]); no
+//! order waits for it.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -19,6 +20,10 @@ type Heap = BinaryHeap<Reverse<(Micros, u64)>>;
 /// Below this many (1 MiB) it is not worth a rebuild.
 const REBUILD_MIN: usize = 65_536;
 
+/// From a rebuild to its horizon. A rebuild looks at every account (at 1M some milliseconds, on another thread), twice in this
+/// time.
+const SPAN_MICROS: u64 = 600 * 1_000_000;
+
 #[derive(Debug, Default)]
 pub struct Timers {
     heap: Heap,
@@ -26,13 +31,20 @@ pub struct Timers {
     rebuilt: usize,
     /// What was pushed since a rebuild began.
     meanwhile: Option<Vec<Reverse<(Micros, u64)>>>,
+    /// Instants from here on have no entry yet.
+    horizon: Micros,
 }
 
 impl Timers {
     /// Of a new owner, from the whole state.
-    pub fn new(instants: impl Iterator<Item = (Micros, u64)>) -> Timers {
-        let heap: Heap = instants.map(Reverse).collect();
-        Timers { rebuilt: heap.len(), heap, meanwhile: None }
+    pub fn new(instants: impl Iterator<Item = (Micros, u64)>, now: Micros) -> Timers {
+        Timers::until(horizon(now), instants)
+    }
+
+    /// For [`Timers::end_rebuild`].
+    pub fn until(horizon: Micros, instants: impl Iterator<Item = (Micros, u64)>) -> Timers {
+        let heap: Heap = instants.filter(|(at, _)| *at < horizon).map(Reverse).collect();
+        Timers { rebuilt: heap.len(), heap, meanwhile: None, horizon }
     }
 
     /// The account's instant was `before` and is `after`.
@@ -44,20 +56,24 @@ impl Timers {
         }
     }
 
-    /// When [`Timers::pop`] has something next.
+    /// When [`Timers::pop`] has something next, or [`Timers::begin_rebuild`] has.
     pub fn next(&self) -> Option<Micros> {
-        self.heap.peek().map(|Reverse((at, _))| *at)
+        let refresh = self.meanwhile.is_none().then(|| self.refresh());
+        self.soonest().into_iter().chain(refresh).min()
     }
 
     /// An account whose instant may have come. If the state says that it is later, tell by [`Timers::push`].
     pub fn pop(&mut self, now: Micros) -> Option<u64> {
-        if self.next()? > now {
+        if self.soonest()? > now {
             return None;
         }
         self.heap.pop().map(|Reverse((_, account))| account)
     }
 
     pub fn push(&mut self, account: u64, at: Micros) {
+        if at >= self.horizon {
+            return;
+        }
         self.heap.push(Reverse((at, account)));
         if let Some(meanwhile) = &mut self.meanwhile {
             meanwhile.push(Reverse((at, account)));
@@ -72,22 +88,38 @@ impl Timers {
         self.heap.is_empty()
     }
 
-    /// True if it is time to collect the instants of the state as it is now, and to give them to
+    /// If it is time to collect the instants of the state as it is now: the horizon for [`Timers::until`], whose result goes to
     /// [`Timers::end_rebuild`]; once for each.
-    pub fn begin_rebuild(&mut self) -> bool {
-        let due = self.meanwhile.is_none() && self.heap.len() > 2 * self.rebuilt + REBUILD_MIN;
-        if due {
-            self.meanwhile = Some(Vec::new());
+    pub fn begin_rebuild(&mut self, now: Micros) -> Option<Micros> {
+        let due = self.heap.len() > 2 * self.rebuilt + REBUILD_MIN || self.refresh() <= now;
+        if !due || self.meanwhile.is_some() {
+            return None;
         }
-        due
+        self.meanwhile = Some(Vec::new());
+        // What is pushed from now on must be there when the new heap is.
+        self.horizon = self.horizon.max(horizon(now));
+        Some(self.horizon)
     }
 
-    pub fn end_rebuild(&mut self, fresh: Timers) {
-        let Some(meanwhile) = self.meanwhile.take() else { return };
+    /// None: it could not be made, the next one is begun at once.
+    pub fn end_rebuild(&mut self, fresh: Option<Timers>) {
+        let (Some(meanwhile), Some(fresh)) = (self.meanwhile.take(), fresh) else { return };
         self.heap = fresh.heap;
         self.heap.extend(meanwhile);
         self.rebuilt = self.heap.len();
     }
+
+    fn soonest(&self) -> Option<Micros> {
+        self.heap.peek().map(|Reverse((at, _))| *at)
+    }
+
+    fn refresh(&self) -> Micros {
+        Micros::new(self.horizon.get().saturating_sub(SPAN_MICROS / 2))
+    }
+}
+
+fn horizon(now: Micros) -> Micros {
+    Micros::new(now.get().saturating_add(SPAN_MICROS))
 }
 
 #[cfg(test)]
@@ -113,15 +145,18 @@ mod tests {
         dry
     }
 
+    const SPAN: u64 = SPAN_MICROS;
+
     proptest! {
         /// Nobody is missed and nobody is early, whatever moves and whenever a rebuild runs.
         #[test]
         fn everybody_is_popped_at_their_instant(
-            steps in proptest::collection::vec((0u64..8, proptest::option::of(1u64..50), 0u64..10, any::<bool>()), 1..200),
+            steps in proptest::collection::vec(
+                (0u64..8, proptest::option::of(1u64..3 * SPAN), prop_oneof![0u64..10, 0..SPAN / 2], any::<bool>()), 1..200),
         ) {
-            let (mut timers, mut state, mut now) = (Timers::default(), BTreeMap::new(), 0);
-            let mut snapshot: Option<Vec<(Micros, u64)>> = None;
-            for (account, ends_in, passes, rebuilds) in steps {
+            let (mut timers, mut state, mut now) = (Timers::new(std::iter::empty(), at(0)), BTreeMap::new(), 0);
+            let mut snapshot: Option<(Micros, Vec<(Micros, u64)>)> = None;
+            for (account, ends_in, passes, lasts) in steps {
                 let before = state.get(&account).copied();
                 let after = ends_in.map(|span| at(now + span));
                 match after {
@@ -129,38 +164,55 @@ mod tests {
                     None => state.remove(&account),
                 };
                 timers.moved(account, before, after);
-                if rebuilds {
-                    match snapshot.take() {
-                        Some(instants) => timers.end_rebuild(Timers::new(instants.into_iter())),
-                        None => {
-                            timers.meanwhile = Some(Vec::new());
-                            snapshot = Some(state.iter().map(|(account, at)| (*at, *account)).collect());
-                        }
-                    }
+                // A rebuild is done long before the horizon.
+                if snapshot.is_some() && (!lasts || passes > 10) {
+                    let (horizon, instants) = snapshot.take().unwrap();
+                    timers.end_rebuild(Some(Timers::until(horizon, instants.into_iter())));
                 }
                 now += passes;
+                if let Some(horizon) = timers.begin_rebuild(at(now)) {
+                    let instants = state.iter().map(|(account, at)| (*at, *account)).collect();
+                    snapshot = Some((horizon, instants));
+                }
                 let dry = run(&mut timers, &mut state, now);
                 prop_assert!(dry.iter().all(|(_, instant)| *instant <= at(now)));
                 prop_assert!(state.values().all(|instant| *instant > at(now)), "somebody was missed");
                 let soonest = state.values().min();
-                prop_assert!(soonest.is_none_or(|soonest| timers.next().is_some_and(|next| next <= *soonest)));
+                let armed = |soonest: &Micros| timers.next().is_some_and(|next| next <= *soonest);
+                prop_assert!(snapshot.is_some() || soonest.is_none_or(armed));
             }
         }
     }
 
     #[test]
     fn it_stays_in_proportion_to_the_accounts() {
-        let mut timers = Timers::new((0..10).map(|account| (at(u64::MAX), account)));
-        let mut instant = 1 << 40;
+        let mut timers = Timers::new((0..10).map(|account| (at(u64::MAX), account)), at(0));
+        let mut instant = SPAN - 1;
         let mut most = 0;
         for n in 0..1_000_000u64 {
             timers.moved(n % 10, Some(at(instant)), Some(at(instant - 1)));
             instant -= 1;
-            if timers.begin_rebuild() {
-                timers.end_rebuild(Timers::new((0..10).map(|account| (at(instant), account))));
+            if let Some(horizon) = timers.begin_rebuild(at(0)) {
+                let fresh = (0..10).map(|account| (at(instant), account));
+                timers.end_rebuild(Some(Timers::until(horizon, fresh)));
             }
             most = most.max(timers.len());
         }
         assert!(most <= REBUILD_MIN + 64, "{most} entries for 10 accounts");
+    }
+
+    #[test]
+    fn what_is_far_takes_no_memory_and_is_there_in_time() {
+        let far = SPAN + 1;
+        let mut timers = Timers::new((0..10).map(|account| (at(far), account)), at(0));
+        (10..20).for_each(|account| timers.push(account, at(far)));
+        assert!(timers.is_empty());
+        assert_eq!((timers.next(), timers.begin_rebuild(at(SPAN / 2 - 1))), (Some(at(SPAN / 2)), None));
+        let horizon = timers.begin_rebuild(at(SPAN / 2)).unwrap();
+        // As it comes while the heap is made.
+        timers.push(20, at(far));
+        timers.end_rebuild(Some(Timers::until(horizon, (0..20).map(|account| (at(far), account)))));
+        assert_eq!((timers.len(), timers.pop(at(far - 1))), (21, None));
+        assert!(timers.pop(at(far)).is_some());
     }
 }

@@ -113,13 +113,18 @@ impl Feed {
         self.0.ended.cancelled().await;
     }
 
-    /// Waits until the ledger has this batch; false if it has not after this time.
+    /// Has this batch written without delay, and waits until it is; false if it is not after this time.
     pub async fn reached(&self, seq: u64, patience: Duration) -> bool {
-        let mut projected = self.0.projected.subscribe();
-        if *projected.borrow() >= seq {
+        if *self.0.projected.borrow() >= seq {
             return true;
         }
         let _reader = Reader::new(&self.0);
+        self.passed(seq, patience).await
+    }
+
+    /// The same, in its own time.
+    pub async fn passed(&self, seq: u64, patience: Duration) -> bool {
+        let mut projected = self.0.projected.subscribe();
         // The sender lives as long as this feed.
         timeout(patience, projected.wait_for(|projected| *projected >= seq))
             .await

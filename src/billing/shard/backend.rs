@@ -6,13 +6,14 @@ use std::time::Duration;
 use crate::billing::journal::{
     Acquisition, Batch, BucketMap, Confirmation, Error, Journal, Lease, Node, ReplicaSetStatus, Snapshot,
 };
+use crate::billing::projection::Ledger;
 
-/// A future of a backend, which a task can hold.
+/// A future of a backend, which a task can hold. What the ledger needs besides is told at [`Ledger`].
 macro_rules! later {
     ($of:ty) => { impl Future<Output = $of> + Send };
 }
 
-pub trait Backend: Clone + Send + Sync + 'static {
+pub trait Backend: Ledger {
     fn append(&self, batch: &Batch) -> later!(Result<(), Error>);
     fn confirm(&self, shard: u32, epoch: u64, seq: u64, sum: u32) -> later!(Result<Confirmation, Error>);
     fn read(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> later!(Result<Vec<Batch>, Error>);

@@ -31,6 +31,7 @@ use super::{Config, Failure};
 use crate::billing::domain::{self, Command, State};
 use crate::billing::journal::{self, Acquisition, Error, Lease};
 use crate::billing::notifier::Courier;
+use crate::billing::projection::{self, Feed, Projector};
 use crate::clock;
 use crate::resilience::backoff::Backoff;
 
@@ -53,6 +54,7 @@ pub struct Life<B> {
     pub wall: WallClock,
     pub metrics: Arc<Metrics>,
     pub courier: Courier,
+    pub projection: projection::Metrics,
     pub transfer: Arc<Transfer<B>>,
     pub seat: Arc<Seat>,
     /// This node is about to leave and takes nothing.
@@ -214,8 +216,13 @@ impl<B: Backend> Life<B> {
             }
         };
         tracing::info!(shard, epoch, seq = replica.seq, "this node owns the shard");
-        let owner = self.take_office(replica, &tenure, &mut beside);
+        let (owner, feed) = self.take_office(replica, &tenure, &mut beside);
         let Left { why, replica } = owner.serve().await;
+        if matches!(why, Leaving::Closing | Leaving::HandOver(_)) {
+            // The next owner need not derive what is written before the ledger is its own. Too late, it will.
+            feed.close();
+            let _ = timeout(self.config.projection.drain, feed.ended()).await;
+        }
         match why {
             Leaving::TenureOver => {
                 self.metrics.leases_lost.inc();
@@ -322,7 +329,12 @@ impl<B: Backend> Life<B> {
         Ok(())
     }
 
-    fn take_office(&self, replica: Replica, tenure: &Arc<Tenure>, beside: &mut JoinSet<()>) -> Owner<B> {
+    fn take_office(
+        &self,
+        replica: Replica,
+        tenure: &Arc<Tenure>,
+        beside: &mut JoinSet<()>,
+    ) -> (Owner<B>, Feed) {
         let (requests, requests_in) = mpsc::channel(self.config.queue.max(1));
         let (follow_ups, follow_ups_in) = mpsc::channel(FOLLOW_UPS);
         let (errands, errands_in) = mpsc::channel(ERRANDS);
@@ -333,6 +345,16 @@ impl<B: Backend> Life<B> {
             let may_send = Arc::new(move || holder.holds());
             beside.spawn(self.courier.clone().dispatch(outbox.clone(), may_send, follow_ups));
         }
+        let (projector, feed) = Projector::new(projection::Office {
+            ledger: self.backend.clone(),
+            shard: tenure.shard,
+            epoch: tenure.epoch,
+            last: replica.seq,
+            at: replica.state.last(),
+            config: self.config.projection.clone(),
+            metrics: self.projection.clone(),
+        });
+        beside.spawn(projector.run());
         let courier = self.courier.clone();
         let office = Office {
             config: Arc::clone(&self.config),
@@ -343,6 +365,7 @@ impl<B: Backend> Life<B> {
             seat: Arc::clone(&self.seat),
             tenure: Arc::clone(tenure),
             closing: self.closing.clone(),
+            feed: feed.clone(),
             outbox,
             cancelled: Box::new(move |count| courier.cancelled(count)),
         };
@@ -353,8 +376,9 @@ impl<B: Backend> Life<B> {
             hand_over: hand_over_in,
         };
         let owner = Owner::new(office, inlets, replica);
-        self.seat.publish(Standing::Own { requests, errands, hand_over, tenure: Arc::clone(tenure) });
-        owner
+        let tenure = Arc::clone(tenure);
+        self.seat.publish(Standing::Own { requests, errands, hand_over, tenure, feed: feed.clone() });
+        (owner, feed)
     }
 
     /// So that another node need not wait for the lease to end. Tried as long as the lease lasts; false if it may not have

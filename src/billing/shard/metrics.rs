@@ -47,9 +47,11 @@ pub enum Procedure {
     UpdateSpendingVelocity,
     Get,
     List,
+    History,
 }
 
-const PROCEDURES: [&str; 6] = ["create", "add_money", "withdraw", "update_spending_velocity", "get", "list"];
+const PROCEDURES: [&str; 7] =
+    ["create", "add_money", "withdraw", "update_spending_velocity", "get", "list", "history"];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outcome {

@@ -38,7 +38,7 @@ mod wall;
 use std::time::Duration;
 
 use super::domain::Refusal;
-use super::journal::{self, ReplicaSetStatus};
+use super::journal::{self, Cursor, Entry, ReplicaSetStatus};
 use super::notifier;
 
 pub use router::Router;
@@ -91,6 +91,16 @@ pub enum Unmovable {
     TooLarge { bytes: usize },
     #[error("the shard is another node's, which this one cannot ask without node.peer_token_file")]
     NoWay,
+}
+
+/// A piece of what became of an account, newest first.
+#[derive(Clone, Debug)]
+pub struct History {
+    pub entries: Vec<Entry>,
+    /// Where to go on; None: this was all.
+    pub next: Option<Cursor>,
+    /// The ledger is late, and something newer, or from another shard, may be missing.
+    pub behind: bool,
 }
 
 /// What `GET cluster` shows.

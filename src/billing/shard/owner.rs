@@ -28,13 +28,16 @@ use super::{Config, Failure};
 use crate::billing::domain::{
     self, Account, Applied, Command, EventKind, Micros, Order, Reply, Stage, State,
 };
-use crate::billing::journal;
+use crate::billing::journal::{self, Line};
 use crate::billing::notifier::{FollowUp, Outbox, Timers};
+use crate::billing::projection::{self, Feed};
 use crate::clock;
 use moving::{Departures, Replies, Step};
 
 /// Depletions in one batch, so that 10,000 at one second leave room for callers in each of their batches.
 const DEPLETIONS_MAX: usize = 1024;
+/// Commands whose waits for memory overlap: as many loads as a core has in flight.
+const WARMED: usize = 16;
 /// Follow-ups of the notifier in one batch.
 const FOLLOW_UPS_MAX: usize = 1024;
 /// Buckets that come in one batch, and a few more steps of those that leave: each may be large.
@@ -56,6 +59,8 @@ pub struct Office<B> {
     pub seat: Arc<Seat>,
     pub tenure: Arc<Tenure>,
     pub closing: CancellationToken,
+    /// To the ledger.
+    pub feed: Feed,
     /// None: nobody is told of depletions.
     pub outbox: Option<Outbox>,
     /// Counts orders that money came for.
@@ -114,6 +119,8 @@ type Answer = Result<Told, Failure>;
 struct Turn {
     at: Micros,
     commands: Vec<Command>,
+    /// For the ledger, once it is durable.
+    lines: Vec<Line>,
     answers: Vec<(oneshot::Sender<Answer>, Answer)>,
     /// Orders to send once it is durable, unless money comes before.
     depleted: Vec<Order>,
@@ -134,7 +141,8 @@ impl<B: Backend> Owner<B> {
     /// `replica` is at the end of the journal.
     pub fn new(office: Office<B>, inlets: Inlets, replica: Replica) -> Owner<B> {
         let Replica { state, seq, last } = replica;
-        let timers = Timers::new(state.timers().map(|timer| (timer.at, timer.account)));
+        let now = office.wall.now().max(state.last());
+        let timers = Timers::new(state.timers().map(|timer| (timer.at, timer.account)), now);
         if let Some(outbox) = &office.outbox {
             outbox.refill(state.orders(), clock::now());
         }
@@ -190,6 +198,12 @@ impl<B: Backend> Owner<B> {
                 None => std::future::pending().await,
             }
         };
+        let rebuilt = async {
+            match &mut self.rebuilt {
+                Some(rebuilt) => rebuilt.await,
+                None => std::future::pending().await,
+            }
+        };
         let Inlets { requests, follow_ups, errands, hand_over } = &mut self.inlets;
         let limit = self.office.config.batch_commands.max(1);
         tokio::select! {
@@ -200,6 +214,10 @@ impl<B: Backend> Owner<B> {
             1.. = follow_ups.recv_many(&mut self.arrived, FOLLOW_UPS_MAX) => {}
             step = self.departures.step() => self.steps.push(step),
             1.. = errands.recv_many(&mut self.errands, ERRANDS_MAX) => {}
+            fresh = rebuilt => {
+                self.timers.end_rebuild(fresh.ok());
+                self.rebuilt = None;
+            }
             1.. = requests.recv_many(&mut self.inbox, limit) => {}
             () = until_due => {}
         }
@@ -222,8 +240,8 @@ impl<B: Backend> Owner<B> {
         if !self.office.tenure.holds() {
             return Err(Leaving::TenureOver);
         }
-        self.take_rebuilt_timers();
         let mut turn = Turn { at: self.now(), ..Turn::default() };
+        self.rebuild_timers(turn.at);
         self.read(turn.at);
         self.refill();
         self.operate(&mut turn);
@@ -286,7 +304,13 @@ impl<B: Backend> Owner<B> {
 
     fn operate(&mut self, turn: &mut Turn) {
         let full = self.forgetting.is_full();
-        for request in std::mem::take(&mut self.inbox) {
+        let mut requests = std::mem::take(&mut self.inbox).into_iter();
+        for at in 0.. {
+            if at % WARMED == 0 {
+                let next = requests.as_slice().iter().take(WARMED);
+                self.state.warm(next.filter_map(Request::account));
+            }
+            let Some(request) = requests.next() else { return };
             let Request::Operate { account, key, operation, reply } = request else { continue };
             if full {
                 drop(reply.send(Err(busy())));
@@ -352,7 +376,8 @@ impl<B: Backend> Owner<B> {
             None => account.and_then(|account| self.state.row(account)).map(|row| row.version),
             Some(_) => None,
         };
-        let applied = self.state.apply(&command, turn.at);
+        let place = (self.seq + 1, turn.commands.len());
+        let applied = projection::apply(&mut self.state, &command, turn.at, place, &mut turn.lines);
         if !applied.changed {
             return applied;
         }
@@ -367,7 +392,7 @@ impl<B: Backend> Owner<B> {
     // ------------------------------------------------------------------------------------------------------- durable
 
     async fn make_durable(&mut self, turn: &mut Turn) -> Result<(), Leaving> {
-        let Office { config, backend, metrics, seat, tenure, .. } = &self.office;
+        let Office { config, backend, metrics, seat, tenure, feed, .. } = &self.office;
         let commands = domain::Batch { at: turn.at, commands: std::mem::take(&mut turn.commands) };
         let mut payload = Vec::with_capacity(32 + 64 * commands.commands.len());
         commands.encode(&mut payload);
@@ -406,6 +431,7 @@ impl<B: Backend> Owner<B> {
         self.seq = batch.seq;
         self.last = Some((batch.epoch, batch.checksum()));
         seat.set_seq(self.seq);
+        feed.offer(batch.seq, turn.at, std::mem::take(&mut turn.lines));
         metrics.commit.observe((clock::now() - began).as_secs_f64());
         metrics.batch_commands.observe(commands.commands.len() as f64);
         if !tenure.holds() {
@@ -415,7 +441,7 @@ impl<B: Backend> Owner<B> {
         }
         if self.snapshots.is_due(batch.payload.len()) {
             let place = (batch.shard, batch.seq, batch.epoch);
-            self.beside.spawn(self.snapshots.make(backend.clone(), place, self.state.clone()));
+            self.beside.spawn(self.snapshots.make(backend.clone(), feed.clone(), place, self.state.clone()));
         }
         // Those that ended give their place back.
         while self.beside.try_join_next().is_some() {}
@@ -427,6 +453,7 @@ impl<B: Backend> Owner<B> {
         let Turn {
             at: _,
             commands: _,
+            lines: _,
             answers,
             depleted,
             reopened,
@@ -480,16 +507,13 @@ impl<B: Backend> Owner<B> {
         now.max(last)
     }
 
-    fn take_rebuilt_timers(&mut self) {
-        if let Some(Ok(fresh)) = self.rebuilt.as_mut().map(oneshot::Receiver::try_recv) {
-            self.timers.end_rebuild(fresh);
-            self.rebuilt = None;
-        }
-        if self.timers.begin_rebuild() {
+    fn rebuild_timers(&mut self, now: Micros) {
+        if let Some(horizon) = self.timers.begin_rebuild(now) {
             let (done, rebuilt) = oneshot::channel();
             let state = self.state.clone();
             tokio::task::spawn_blocking(move || {
-                drop(done.send(Timers::new(state.timers().map(|timer| (timer.at, timer.account)))));
+                let instants = state.timers().map(|timer| (timer.at, timer.account));
+                drop(done.send(Timers::until(horizon, instants)));
             });
             self.rebuilt = Some(rebuilt);
         }

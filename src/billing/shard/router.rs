@@ -9,7 +9,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use prometheus::Registry;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -22,14 +22,19 @@ use super::seat::{Request, Seat, Standing, Told, busy};
 use super::spread::Spread;
 use super::transfer::{Neighbours, Transfer};
 use super::wall::WallClock;
-use super::{Cluster, Config, Error, Failure, ShardStatus};
+use super::{Cluster, Config, Error, Failure, History, ShardStatus};
 use crate::billing::domain::{Account, Key, Operation, Refusal, bucket_of};
-use crate::billing::journal::{self, Journal, Lease, ReplicaSetStatus};
+use crate::billing::journal::{self, Cursor, Journal, Lease, ReplicaSetStatus};
 use crate::billing::notifier::{self, Courier};
+use crate::billing::projection;
 use crate::clock;
 
 /// How long `cluster` waits for the journal; what is known without it is shown then.
 const OBSERVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Histories read at once; as many as the journal has connections for them.
+const READERS_MAX: usize = 4;
+/// How long a history waits before it looks again for what another shard has yet to write.
+const LEVEL: Duration = Duration::from_millis(20);
 /// A command that came to a shard without its bucket waits so long for a map that knows better.
 const MAP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -37,6 +42,9 @@ const MAP_TIMEOUT: Duration = Duration::from_secs(2);
 /// they are, as if the process had died; the closing token ends them in order, see [`Router::stopped`].
 #[derive(Clone)]
 pub struct Router(pub(super) Arc<Inner>);
+
+/// By shard, account, the cursor to begin before, and the most lines.
+type Reader = dyn Fn(u32, u64, Option<Cursor>, usize) -> BoxFuture<'static, Read> + Send + Sync;
 
 pub(super) struct Inner {
     pub(super) config: Arc<Config>,
@@ -50,6 +58,9 @@ pub(super) struct Inner {
     pub(super) resting: Arc<AtomicBool>,
     observe: Box<dyn Fn() -> BoxFuture<'static, Observed> + Send + Sync>,
     pub(super) read_map: ReadMap,
+    read: Box<Reader>,
+    /// Of the ledger.
+    readers: Semaphore,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -58,6 +69,7 @@ type ReadMap = Box<dyn Fn() -> BoxFuture<'static, Result<u64, journal::Error>> +
 
 /// None: the journal did not answer.
 type Observed = (Option<Vec<Lease>>, Vec<ReplicaSetStatus>);
+type Read = Result<journal::History, journal::Error>;
 
 impl Router {
     /// Begins to follow every shard, and to own those that are free. Returns before any of that has come about; see
@@ -90,6 +102,7 @@ impl Router {
         let metrics = Arc::new(Metrics::new(registry).map_err(Error::Register)?);
         let now = wall.clone();
         let courier = Courier::new(notifier, registry, move || now.now())?;
+        let projection = projection::Metrics::new(registry).map_err(Error::Register)?;
         let map = Arc::new(Map::new(backend.bucket_map().await?));
         let config = Arc::new(config);
         let seats: Arc<[Arc<Seat>]> = (0..config.shards)
@@ -111,6 +124,7 @@ impl Router {
                 wall: wall.clone(),
                 metrics: Arc::clone(&metrics),
                 courier: courier.clone(),
+                projection: projection.clone(),
                 transfer: Arc::clone(&transfer),
                 seat: Arc::clone(seat),
                 resting: Arc::clone(&resting),
@@ -135,6 +149,11 @@ impl Router {
                 Box::pin(async move { map.read(&backend).await.map(|map| map.version) })
             }
         });
+        let ledger = backend.clone();
+        let read = move |shard, account, before, limit| -> BoxFuture<'static, Read> {
+            let ledger = ledger.clone();
+            Box::pin(async move { ledger.history(shard, account, before, limit).await })
+        };
         let observe = move || -> BoxFuture<'static, Observed> {
             let backend = backend.clone();
             Box::pin(async move {
@@ -154,6 +173,8 @@ impl Router {
             resting,
             observe: Box::new(observe),
             read_map,
+            read: Box::new(read),
+            readers: Semaphore::new(READERS_MAX),
             tasks: Mutex::new(tasks),
         })))
     }
@@ -175,6 +196,62 @@ impl Router {
         let result = self.ask(account, |reply| Request::Get { account, reply }).await.map_err(unread);
         self.0.metrics.operation(Procedure::Get, Outcome::of(&result));
         result
+    }
+
+    /// What became of an account of a shard this node owns, newest first, before `before`. It has all that was acknowledged
+    /// before it was asked for, or says that it may not.
+    pub async fn history(
+        &self,
+        account: u64,
+        before: Option<Cursor>,
+        limit: usize,
+    ) -> Result<History, Failure> {
+        let result = self.history_here(account, before, limit).await;
+        self.0.metrics.operation(Procedure::History, Outcome::of(&result));
+        result
+    }
+
+    async fn history_here(
+        &self,
+        account: u64,
+        before: Option<Cursor>,
+        limit: usize,
+    ) -> Result<History, Failure> {
+        // The owner says whether there is such an account, and that it is here.
+        let get = |reply| Request::Get { account, reply };
+        self.ask(account, get).await.map_err(unread)?;
+        let seat = self.0.map.shard_of(bucket_of(account)).and_then(|shard| self.0.seats.get(shard as usize));
+        let seat = seat.ok_or_else(busy)?;
+        let standing = seat.standing();
+        let Standing::Own { feed, .. } = &*standing else { return Err(busy()) };
+        // What was acknowledged by now is in this batch, or before it.
+        let patience = self.0.config.projection.patience;
+        let until = tokio::time::Instant::now() + patience;
+        let reached = feed.reached(seat.seq(), patience).await;
+        let read = async {
+            loop {
+                let place = self.0.readers.acquire().await;
+                let read = (self.0.read)(seat.shard, account, before, limit).await;
+                drop(place);
+                match read {
+                    // The shard that had the account before writes its last lines.
+                    Ok(journal::History { whole: false, .. }) if tokio::time::Instant::now() < until => {
+                        tokio::time::sleep(LEVEL).await;
+                    }
+                    read => return read,
+                }
+            }
+        };
+        match timeout(self.0.config.answer_timeout, read).await {
+            Ok(Ok(journal::History { entries, next, whole })) => {
+                Ok(History { entries, next, behind: !reached || !whole })
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(shard = seat.shard, %error, "a history could not be read");
+                Err(busy())
+            }
+            Err(_) => Err(busy()),
+        }
     }
 
     /// Accounts of shards this node owns, by id, above `after`. Each call looks at every account. `Busy` while a bucket of

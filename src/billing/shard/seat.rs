@@ -13,6 +13,7 @@ use super::Failure;
 use super::metrics::Gauges;
 use super::tenure::Tenure;
 use crate::billing::domain::{Account, Assignment, Key, Operation};
+use crate::billing::projection::Feed;
 use crate::clock;
 
 /// What a caller wants of an owner.
@@ -30,6 +31,13 @@ pub struct Told {
 }
 
 impl Request {
+    pub fn account(&self) -> Option<u64> {
+        match self {
+            Request::Operate { account, .. } | Request::Get { account, .. } => Some(*account),
+            Request::List { .. } => None,
+        }
+    }
+
     pub fn refuse(self, failure: Failure) {
         // Whoever does not wait any more does not need it.
         match self {
@@ -72,6 +80,7 @@ pub enum Standing {
         errands: mpsc::Sender<Errand>,
         hand_over: mpsc::Sender<HandOver>,
         tenure: Arc<Tenure>,
+        feed: Feed,
     },
     /// As its lease said, and until when.
     Elsewhere {

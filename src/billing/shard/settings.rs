@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::billing::journal::Node;
+use crate::billing::projection;
 
 /// What a bucket's image has at most, when every number in it is counted at its longest. It is one batch of the journal it
 /// goes to: at 10 MB/s that is within the journal's answer timeout. It is some 300,000 accounts with a key each, where a
@@ -58,6 +59,7 @@ pub struct Config {
     /// After a shard was given to a node by hand no shard is asked for, while the node has it. Default 10 min: somebody is at
     /// work there.
     pub assigned_for: Duration,
+    pub projection: projection::Config,
 }
 
 impl Config {
@@ -83,6 +85,7 @@ impl Config {
             image_bytes_max: IMAGE_BYTES_MAX,
             spread: Duration::from_secs(10),
             assigned_for: Duration::from_secs(600),
+            projection: projection::Config::default(),
         }
     }
 }

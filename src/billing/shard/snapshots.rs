@@ -10,10 +10,14 @@ use super::Config;
 use super::backend::Backend;
 use crate::billing::domain::State;
 use crate::billing::journal::{Error, Snapshot};
+use crate::billing::projection::Feed;
 use crate::clock;
 
 /// Before a failed one is tried again.
 const AGAIN: Duration = Duration::from_secs(30);
+
+/// How long the batches behind a snapshot are kept for the ledger to come to it. If it does not, they stay until the next one.
+const LEDGER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Counts what would have to be replayed.
 pub struct Snapshots {
@@ -66,6 +70,7 @@ impl Snapshots {
     pub fn make<B: Backend>(
         &mut self,
         backend: B,
+        feed: Feed,
         (shard, seq, epoch): (u32, u64, u64),
         state: State,
     ) -> impl Future<Output = ()> + Send + use<B> {
@@ -77,7 +82,7 @@ impl Snapshots {
         let through = seq.saturating_sub(self.keep_batches);
         async move {
             let began = clock::now();
-            match store(&backend, (shard, seq, epoch), state, through).await {
+            match store(&backend, &feed, (shard, seq, epoch), state, through).await {
                 Ok(bytes) => {
                     progress.last_bytes.store(bytes, Relaxed);
                     let took = clock::now() - began;
@@ -95,6 +100,7 @@ impl Snapshots {
 
 async fn store<B: Backend>(
     backend: &B,
+    feed: &Feed,
     (shard, seq, epoch): (u32, u64, u64),
     state: State,
     through: u64,
@@ -105,6 +111,9 @@ async fn store<B: Backend>(
     let bytes = encoded.len() as u64;
     backend.put_snapshot(&Snapshot { shard, seq, epoch, payload: Bytes::from(encoded) }).await?;
     if through > 0 {
+        if !feed.passed(seq, LEDGER_PATIENCE).await {
+            tracing::debug!(shard, seq, "the ledger is behind the snapshot, less is truncated");
+        }
         backend.truncate(shard, through).await?;
     }
     Ok(bytes)

@@ -21,14 +21,13 @@ pub struct Wallet {
     pub overrun: Option<i128>,
 }
 
-/// What a key was first used for, what came of it, and when.
+/// Of a key: what was asked, answered, and when.
 type First = (Operation, Result<Reply, Refusal>, u64);
 
 /// All accounts, and what went over the counter.
 #[derive(Default)]
 pub struct Model {
     pub wallets: BTreeMap<u64, Wallet>,
-    /// By account and key.
     pub keys: BTreeMap<(u64, u8), First>,
     pub deposits: i128,
     pub withdrawals: i128,

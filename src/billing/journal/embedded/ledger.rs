@@ -203,6 +203,10 @@ impl Ledger {
         Ok(None)
     }
 
+    pub(super) fn is_level(&self, lasts: &[u64]) -> bool {
+        self.shards.iter().zip(lasts).all(|(own, last)| own.seq >= *last)
+    }
+
     pub(super) fn projected_accounts(
         &self,
         shard: u32,

@@ -245,6 +245,12 @@ impl Embedded {
         self.on_ledger("reading lines", move |ledger| ledger.find_line(&row, which, below)).await
     }
 
+    pub(super) async fn ledger_is_level(&self) -> Result<bool, Error> {
+        const STEP: &str = "reading what is projected";
+        let lasts: Vec<u64> = self.on_thread(STEP, |store| Ok(store.lasts())).await?;
+        self.on_ledger(STEP, move |ledger| Ok(ledger.is_level(&lasts))).await
+    }
+
     pub(super) async fn projected_accounts(
         &self,
         shard: u32,

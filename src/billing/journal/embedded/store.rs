@@ -119,6 +119,11 @@ impl Store {
         if own.epoch == epoch { Ok(own.last) } else { Err(Error::Fenced { shard, epoch: own.epoch }) }
     }
 
+    /// The last batch of each shard.
+    pub(super) fn lasts(&self) -> Vec<u64> {
+        self.shards.iter().map(|shard| shard.last).collect()
+    }
+
     /// Whether writes are possible.
     pub(super) fn check_whole(&mut self) -> Result<(), Error> {
         if self.broken {
@@ -178,7 +183,7 @@ impl Store {
         if self.broken || !(always || self.heads.is_due(now)) {
             return;
         }
-        let heads: Vec<u64> = self.shards.iter().map(|shard| shard.last).collect();
+        let heads = self.lasts();
         if let Err(error) = self.heads.note(&heads, now) {
             tracing::warn!(%error, "journal: cannot note how far it has come");
         }

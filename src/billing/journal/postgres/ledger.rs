@@ -208,6 +208,17 @@ impl Postgres {
         Ok(None)
     }
 
+    pub(in crate::billing::journal) async fn ledger_is_level(&self) -> Result<bool, Error> {
+        let sql = "select 1 from projected join lease on lease.shard = projected.shard
+            where projected.seq < lease.seq limit 1";
+        for set in &self.inner.sets {
+            if !set.read_ledger("reading what is projected", sql, &[]).await?.is_empty() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     pub(in crate::billing::journal) async fn projected_accounts(
         &self,
         shard: u32,

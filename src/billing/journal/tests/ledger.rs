@@ -251,6 +251,13 @@ async fn a_history_goes_through_every_shard_that_had_the_account(bed: Bed) {
     let sweep = Sweep { shard: 0, before: Micros::MAX, after: None, accounts: 100, lines: 100 };
     assert_eq!(journal.forget_lines(&sweep).await.unwrap().last, Some(10));
     assert_eq!(places(&history_of(&journal, 1, 9, 10).await), [(1, 38, 0)]);
+    // What nobody has lines of, and nobody will have, is not waited for.
+    put(2, 31, 32, vec![Line::of_row(32, 0, LineKind::Adopted, Micros::ZERO, row(11, 5, 5))]).await;
+    assert!(!journal.history(2, 11, None, 10).await.unwrap().whole);
+    for shard in 0..3 {
+        project_nothing(&journal, shard, epochs[shard as usize], 50).await;
+    }
+    assert!(journal.history(2, 11, None, 10).await.unwrap().whole);
 }
 
 async fn accounts_are_the_newest_lines(bed: Bed) {

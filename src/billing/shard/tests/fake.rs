@@ -9,10 +9,12 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::super::backend::Backend;
-use crate::billing::domain::{self, State};
+use crate::billing::domain::{self, Micros, Row, State};
 use crate::billing::journal::{
-    Acquisition, Batch, BucketMap, Confirmation, Error, Lease, Node, ReplicaSetStatus, Snapshot,
+    Acquisition, Batch, BucketMap, Confirmation, Cursor, Error, History, Lease, Line, Node, ReplicaSetStatus,
+    Snapshot, Stretch, Sweep, Swept,
 };
+use crate::billing::projection::{self, Ledger};
 use crate::clock;
 
 #[derive(Clone)]
@@ -43,7 +45,11 @@ struct Shard {
     /// With those that were truncated.
     archive: Vec<Batch>,
     truncated: u64,
-    snapshot: Option<Snapshot>,
+    snapshots: Vec<Snapshot>,
+    ledger: Vec<Line>,
+    projected: u64,
+    /// The epoch that may write the ledger.
+    claimed: u64,
     epoch: u64,
     node: String,
     advertise: String,
@@ -53,6 +59,7 @@ struct Shard {
 /// Of one node.
 pub struct Link {
     cut: AtomicBool,
+    ledger_away: AtomicBool,
     /// Leases are given to this node while others hold them, as if the others' clocks stood still.
     steals: AtomicBool,
     held: watch::Sender<bool>,
@@ -125,6 +132,11 @@ impl Fake {
         self.link.cut.store(cut, SeqCst);
     }
 
+    /// Nothing is written to the ledger, and all else works.
+    pub fn ledger_away(&self, away: bool) {
+        self.link.ledger_away.store(away, SeqCst);
+    }
+
     pub fn steals(&self, steals: bool) {
         self.link.steals.store(steals, SeqCst);
     }
@@ -167,7 +179,7 @@ impl Fake {
     }
 
     pub fn has_snapshot(&self, shard: u32) -> bool {
-        self.world.lock().shards[shard as usize].snapshot.is_some()
+        !self.world.lock().shards[shard as usize].snapshots.is_empty()
     }
 
     pub fn batches(&self, shard: u32) -> usize {
@@ -179,14 +191,32 @@ impl Fake {
         let world = self.world.lock();
         let shard = &world.shards[shard as usize];
         let mut state = State::new([]);
-        if let Some(snapshot) = &shard.snapshot {
+        if let Some(snapshot) = shard.snapshots.last() {
             state = State::decode(&snapshot.payload).unwrap();
         }
-        let from = shard.snapshot.as_ref().map_or(0, |snapshot| snapshot.seq);
+        let from = shard.snapshots.last().map_or(0, |snapshot| snapshot.seq);
         for batch in shard.batches.iter().filter(|batch| batch.seq > from) {
             state.replay(&domain::Batch::decode(&batch.payload).unwrap());
         }
         state
+    }
+
+    /// The ledger of a shard, and how far it is.
+    pub fn ledger(&self, shard: u32) -> (Vec<Line>, u64) {
+        let world = self.world.lock();
+        let shard = &world.shards[shard as usize];
+        (shard.ledger.clone(), shard.projected)
+    }
+
+    /// What it must be: of all batches that were ever durable.
+    pub fn derived(&self, shard: u32) -> Vec<Line> {
+        let (mut state, mut lines) = (State::new([]), Vec::new());
+        for (batch, seq) in self.archive(shard).iter().zip(1..) {
+            for (place, command) in batch.commands.iter().enumerate() {
+                projection::apply(&mut state, command, batch.at, (seq, place), &mut lines);
+            }
+        }
+        lines
     }
 
     /// Every batch of a shard that was ever durable.
@@ -268,6 +298,7 @@ impl Link {
     fn new() -> Link {
         Link {
             cut: AtomicBool::new(false),
+            ledger_away: AtomicBool::new(false),
             steals: AtomicBool::new(false),
             held: watch::Sender::new(false),
             waiting: watch::Sender::new(0),
@@ -292,6 +323,89 @@ impl Link {
         } else {
             Fate::Fine
         }
+    }
+}
+
+impl Ledger for Fake {
+    async fn claim(&self, shard: u32, epoch: u64) -> Result<u64, Error> {
+        self.pass("claim").await?;
+        let mut world = self.world.lock();
+        let place = &mut world.shards[shard as usize];
+        if place.epoch != epoch || place.claimed > epoch {
+            return Err(Error::Fenced { shard, epoch: place.epoch });
+        }
+        place.claimed = epoch;
+        Ok(place.projected)
+    }
+
+    async fn project(&self, stretch: &Stretch, lines: &Arc<Vec<Line>>) -> Result<(), Error> {
+        const STEP: &str = "project";
+        self.pass(STEP).await?;
+        if self.link.ledger_away.load(SeqCst) {
+            return Err(Fake::unavailable(STEP));
+        }
+        let fate = self.link.fate();
+        match fate {
+            Fate::Unavailable => return Err(Fake::unavailable(STEP)),
+            Fate::LostBefore => return Err(Fake::unknown(STEP)),
+            Fate::Fine | Fate::LostAfter => {}
+        }
+        let Stretch { shard, epoch, after, through } = *stretch;
+        let mut world = self.world.lock();
+        let place = &mut world.shards[shard as usize];
+        if place.claimed != epoch {
+            return Err(Error::Fenced { shard, epoch: place.claimed });
+        }
+        if place.projected != through {
+            if place.projected != after {
+                return Err(Error::OutOfOrder { shard, expected: place.projected + 1 });
+            }
+            place.ledger.extend(lines.iter());
+            place.projected = through;
+        }
+        if fate == Fate::LostAfter { Err(Fake::unknown(STEP)) } else { Ok(()) }
+    }
+
+    /// Nothing here loses batches that the ledger needs.
+    async fn carry(
+        &self,
+        stretch: &Stretch,
+        _: Micros,
+        _: impl Iterator<Item = Row> + Send + 'static,
+    ) -> Result<(), Error> {
+        panic!("the ledger was to begin anew: {stretch:?}");
+    }
+
+    async fn batches(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Vec<Batch>, Error> {
+        Backend::read(self, shard, after_seq, limit_bytes).await
+    }
+
+    async fn newest_snapshot(&self, shard: u32) -> Result<Option<Snapshot>, Error> {
+        Backend::snapshot(self, shard).await
+    }
+
+    async fn snapshot_before(&self, shard: u32, seq: u64) -> Result<Option<Snapshot>, Error> {
+        self.pass("snapshot_before").await?;
+        let world = self.world.lock();
+        Ok(world.shards[shard as usize].snapshots.iter().rfind(|snapshot| snapshot.seq <= seq).cloned())
+    }
+
+    async fn forget_lines(&self, _: &Sweep) -> Result<Swept, Error> {
+        Ok(Swept { last: None, lines: 0, more: false })
+    }
+
+    async fn history(
+        &self,
+        shard: u32,
+        account: u64,
+        _: Option<Cursor>,
+        limit: usize,
+    ) -> Result<History, Error> {
+        self.pass("history").await?;
+        let entries = self.ledger(shard).0.into_iter().rev().filter(|line| line.after.id == account);
+        let entries =
+            entries.take(limit).map(|line| crate::billing::journal::Entry { shard, line }).collect();
+        Ok(History { entries, next: None, whole: true })
     }
 }
 
@@ -351,20 +465,24 @@ impl Backend for Fake {
         if epoch != snapshot.epoch {
             return Err(Error::Fenced { shard: snapshot.shard, epoch });
         }
-        self.world.lock().shards[snapshot.shard as usize].snapshot = Some(snapshot.clone());
+        self.world.lock().shards[snapshot.shard as usize].snapshots.push(snapshot.clone());
         Ok(())
     }
 
     async fn snapshot(&self, shard: u32) -> Result<Option<Snapshot>, Error> {
         self.pass("snapshot").await?;
-        Ok(self.world.lock().shards[shard as usize].snapshot.clone())
+        Ok(self.world.lock().shards[shard as usize].snapshots.last().cloned())
     }
 
     async fn truncate(&self, shard: u32, through_seq: u64) -> Result<(), Error> {
         self.pass("truncate").await?;
         let mut world = self.world.lock();
         let shard = &mut world.shards[shard as usize];
-        let through = through_seq.min(shard.snapshot.as_ref().map_or(0, |snapshot| snapshot.seq));
+        let behind = |snapshot: &&Snapshot| snapshot.seq <= shard.projected;
+        let Some(kept) = shard.snapshots.iter().rfind(behind).map(|kept| kept.seq) else { return Ok(()) };
+        let newest = shard.snapshots.last().map_or(0, |newest| newest.seq);
+        shard.snapshots.retain(|snapshot| snapshot.seq == kept || snapshot.seq == newest);
+        let through = through_seq.min(kept);
         shard.truncated = shard.truncated.max(through);
         shard.batches.retain(|batch| batch.seq > through);
         Ok(())

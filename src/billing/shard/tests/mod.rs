@@ -4,6 +4,7 @@
 mod durable;
 mod fake;
 mod hand_over;
+mod history;
 mod moving;
 mod orders;
 mod simulation;

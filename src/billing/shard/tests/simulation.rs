@@ -253,6 +253,9 @@ impl World {
             while (0..SHARDS).any(|shard| self.fake.replay(shard).outgoing().count() > 0) {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
+            while (0..SHARDS).any(|shard| self.fake.ledger(shard).1 < self.fake.archive(shard).len() as u64) {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
             // What still comes twice has come.
             tokio::time::sleep(Duration::from_secs(15)).await;
             for node in self.nodes.iter() {
@@ -260,7 +263,9 @@ impl World {
                 router.unwrap().settled().await;
             }
         };
-        let late = |_| "a bucket is on its way for ever, or a shard has no owner".to_owned();
+        let late = |_| {
+            "a bucket is on its way for ever, the ledger is late for ever, or a shard has no owner".to_owned()
+        };
         tokio::time::timeout(2 * PATIENCE, arrived).await.map_err(late)
     }
 }
@@ -348,6 +353,11 @@ fn check_ledger(world: &World, states: &[State]) -> Result<(), String> {
     let mut depleted: BTreeSet<(u64, u32)> = BTreeSet::new();
     let mut sums: BTreeMap<u64, i128> = BTreeMap::new();
     for (shard, state) in (0..).zip(states) {
+        let (ledger, projected) = world.fake.ledger(shard);
+        let derived = world.fake.derived(shard);
+        if !ledger.iter().eq(derived.iter().take_while(|line| line.seq <= projected)) {
+            return Err(format!("shard {shard}: the ledger at {projected} is not what the journal gives"));
+        }
         let mut replayed = State::new([]);
         for batch in world.fake.archive(shard) {
             for command in &batch.commands {
