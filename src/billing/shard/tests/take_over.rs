@@ -66,6 +66,23 @@ async fn the_other_node_says_where_and_takes_over_from_the_dead() {
     println!("taken over after {took:?}");
 }
 
+/// What was written after a follower had read and before it looked at the lease is what it lacks.
+#[tokio::test(start_paused = true)]
+async fn a_follower_says_how_far_it_is_behind() {
+    let (fake, wall) = (Fake::new(1), WallClock::since(START));
+    let (a, b) = two(&fake, &fake.another(), &wall).await;
+    let lag = |router: &Router| router.0.seats[0].gauges.lag.get();
+    insist(&a, 1, "create", create(0, 0)).await.unwrap();
+    let mut n = 0;
+    while lag(&b) == 0 {
+        n += 1;
+        assert!(n < 10_000, "it never was behind");
+        a.operate(1, key(&format!("{n}")), add(1)).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((lag(&a), lag(&b)), (0, 0), "it caught up");
+}
+
 /// A node that cannot reach the journal writes, answers and reads nothing once its lease is over, and follows when it can.
 #[tokio::test(start_paused = true)]
 async fn a_node_that_is_cut_off_gives_up() {
