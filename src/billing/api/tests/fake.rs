@@ -23,6 +23,7 @@ pub struct Fake {
     /// Where the nodes are, by name.
     addresses: Arc<Mutex<BTreeMap<&'static str, String>>>,
     held: Arc<watch::Sender<bool>>,
+    taken: Arc<watch::Sender<bool>>,
 }
 
 struct Inner {
@@ -66,7 +67,8 @@ impl Fake {
             moves: false,
             able: true,
         };
-        Fake { inner: Arc::new(Mutex::new(inner)), addresses, held: Arc::new(watch::Sender::new(false)) }
+        let (held, taken) = (Arc::new(watch::Sender::new(false)), Arc::new(watch::Sender::new(false)));
+        Fake { inner: Arc::new(Mutex::new(inner)), addresses, held, taken }
     }
 
     pub fn found_at(&self, address: &str) {
@@ -108,6 +110,12 @@ impl Fake {
     pub fn heal(&self) {
         self.inner.lock().failure = None;
         self.held.send_replace(false);
+    }
+
+    /// Has what was another node's.
+    pub fn takes_over(&self) {
+        self.heal();
+        self.taken.send_replace(true);
     }
 
     pub fn accounts(&self) -> usize {
@@ -220,6 +228,10 @@ impl Shards for Fake {
     }
 
     fn look_at(&self, _: u32) {}
+
+    async fn left(&self, _: &[u64], _: &str) {
+        let _ = self.taken.subscribe().wait_for(|taken| *taken).await;
+    }
 
     async fn map_version(&self) -> Result<u64, Failure> {
         let mut inner = self.inner.lock();

@@ -290,6 +290,37 @@ async fn a_request_is_forwarded_once() {
     scene.stop().await;
 }
 
+/// The owner takes the request and then says nothing; this node takes its shard over meanwhile, and does it.
+#[tokio::test]
+async fn who_takes_over_answers_in_place_of_a_frozen_owner() {
+    let scene = Scene::plain().await;
+    scene.post("accounts", "create", json!({ "id": 1, "balance": 10, "velocity": 0 })).await;
+    let frozen = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let advertise = frozen.local_addr().unwrap().to_string();
+    scene.fake.fail(Failure::Elsewhere { node: "b".into(), advertise });
+    let fake = scene.fake.clone();
+    let takes = async {
+        let mut asked = [frozen.accept().await.unwrap().0, frozen.accept().await.unwrap().0];
+        for stream in &mut asked {
+            stream.read_u8().await.unwrap();
+        }
+        fake.takes_over();
+        asked
+    };
+    let add = json!({ "operation": "add_money", "id": 1, "amount": 1 });
+    let many = json!({ "operations": [add, { "operation": "get", "id": 1 }] });
+    let (one, many, _asked) = tokio::join!(
+        scene.post("accounts/1/add_money", "a", json!({ "amount": 1 })),
+        scene.post("batch", "b", many),
+        takes,
+    );
+    assert_eq!(one.status, 200, "{}", one.text);
+    let many = many.json();
+    assert!(many["results"].as_array().unwrap().iter().all(|one| one["status"] == 200), "{many}");
+    assert_eq!(scene.get("/billing/v1/accounts/1").await.json()["balance"], 12);
+    scene.stop().await;
+}
+
 /// A bucket has moved here, and this node forwards by an old map: it looks again, and knows.
 #[tokio::test]
 async fn who_was_wrong_looks_again() {
