@@ -12,10 +12,12 @@ use tokio::sync::Semaphore;
 
 use super::error::{Kind, Problem};
 use super::gate::Caller;
+use super::history::{HistoryBody, Page};
 use super::json::{Order, What};
 use super::peers::Peers;
 use crate::billing::domain::{Account, Key, Operation, TEST_USERS};
-use crate::billing::shard::{Cluster, Failure, Router};
+use crate::billing::journal::Cursor;
+use crate::billing::shard::{Cluster, Failure, History, Router};
 
 /// The key under which `insert_data` creates: keys count per account, so one does for all.
 const INSERT_DATA_KEY: &[u8] = b"insert_data";
@@ -34,6 +36,12 @@ pub trait Shards: Clone + Send + Sync + 'static {
         after: Option<u64>,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Account>, Failure>> + Send;
+    fn history(
+        &self,
+        account: u64,
+        before: Option<Cursor>,
+        limit: usize,
+    ) -> impl Future<Output = Result<History, Failure>> + Send;
     fn cluster(&self) -> impl Future<Output = Cluster> + Send;
     /// Something was not where this node thought: it looks anew, for a moment.
     fn look_again(&self) -> impl Future<Output = ()> + Send;
@@ -65,6 +73,10 @@ impl Shards for Router {
 
     async fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
         Router::list(self, after, limit).await
+    }
+
+    async fn history(&self, account: u64, before: Option<Cursor>, limit: usize) -> Result<History, Failure> {
+        Router::history(self, account, before, limit).await
     }
 
     async fn cluster(&self) -> Cluster {
@@ -149,6 +161,25 @@ impl<S: Shards> Desk<S> {
                 results.into_iter().next().unwrap_or_else(|| Err(lost(&order)))
             }
             outcome => outcome.map_err(Problem::from),
+        }
+    }
+
+    /// What became of an account, from the newest on or before a place.
+    pub async fn history(&self, caller: Caller, account: u64, page: Page) -> Result<HistoryBody, Problem> {
+        let outcome = self.try_history(caller, account, page).await;
+        if caller == Caller::Client && outcome.as_ref().is_err_and(|problem| problem.kind == Kind::Loop) {
+            self.shards.look_again().await;
+            return self.try_history(caller, account, page).await;
+        }
+        outcome
+    }
+
+    async fn try_history(&self, caller: Caller, account: u64, page: Page) -> Result<HistoryBody, Problem> {
+        match self.shards.history(account, page.before, page.limit).await {
+            Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
+                self.peers.history(&advertise, account, &page).await
+            }
+            told => Ok(told?.into()),
         }
     }
 

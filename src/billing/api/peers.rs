@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use super::desk::lost;
 use super::error::{Kind, Problem, ProblemBody};
 use super::gate::{PEER, Token};
+use super::history::{HistoryBody, Page};
 use super::json::{ItemBody, Order, PageBody, ResultsBody};
 use super::routes::operators::{BucketsBody, HandOverBody};
 use crate::billing::domain::{Account, Refusal};
@@ -118,6 +119,19 @@ impl Peers {
             }
             Asked::Answer(status, body) => {
                 Err(refused(advertise, status, &body).unwrap_or_else(|| Kind::Busy.into()))
+            }
+            Asked::Unsent | Asked::Lost => Err(Kind::Busy.into()),
+        }
+    }
+
+    pub async fn history(&self, advertise: &str, account: u64, page: &Page) -> Result<HistoryBody, Problem> {
+        let path = format!("/billing/v1/accounts/{account}/history?{}", page.query());
+        match self.ask(advertise, Method::GET, &path, (JSON, Bytes::new())).await {
+            Asked::Answer(StatusCode::OK, body) => Ok(read::<HistoryBody>(&body).ok_or(Kind::Busy)?),
+            Asked::Answer(status, body) => {
+                let told = read::<ProblemBody>(&body).and_then(Problem::from_body);
+                let told = told.filter(|told| matches!(told.kind, Kind::UnknownAccount | Kind::Loop));
+                Err(told.or_else(|| refused(advertise, status, &body)).unwrap_or_else(|| Kind::Busy.into()))
             }
             Asked::Unsent | Asked::Lost => Err(Kind::Busy.into()),
         }

@@ -536,3 +536,42 @@ async fn nodes_send_buckets_and_ask_for_shards() {
     scene.stop().await;
     assert!(matches!(adopt(2, State::empty_image(4)).await, Err(Failure::Busy { .. })));
 }
+
+#[tokio::test]
+async fn a_history_is_paged_and_asked_of_the_owner() {
+    let (here, there) = Fake::pair();
+    let scene = Scene::new(here, None, Limits::default()).await;
+    let other = Scene::new(there, None, Limits::default()).await;
+    // One account of each node.
+    for id in [1, 2] {
+        scene.post("accounts", "a", json!({ "id": id, "balance": 10, "velocity": 0 })).await;
+        scene.post(&format!("accounts/{id}/withdraw"), "b", json!({ "amount": 10 })).await;
+        scene.post(&format!("accounts/{id}/add_money"), "c", json!({ "amount": 3 })).await;
+        for asked in [&scene, &other] {
+            let path = format!("/billing/v1/accounts/{id}/history");
+            let first = asked.get(&format!("{path}?limit=2")).await.json();
+            let next = first["next"].as_str().expect("there is more").to_owned();
+            let second = asked.get(&format!("{path}?limit=2&before={next}")).await.json();
+            assert_eq!((&second["next"], &second["behind"]), (&Value::Null, &json!(false)));
+            let lines: Vec<Value> = [first, second]
+                .iter()
+                .flat_map(|page| page["lines"].as_array().unwrap().clone())
+                .map(|line| {
+                    json!([line["kind"], line["amount"], line["balance"], line["version"], line["key"]])
+                })
+                .collect();
+            assert_eq!(
+                lines,
+                [
+                    json!(["money_added", 3, 3, 2, "c"]),
+                    json!(["depleted", 0, 0, 1, "b"]),
+                    json!(["withdrawn", 10, 0, 1, "b"]),
+                    json!(["created", 10, 10, 1, "a"]),
+                ]
+            );
+        }
+    }
+    assert_eq!(scene.get("/billing/v1/accounts/3/history").await.status, 404);
+    scene.stop().await;
+    other.stop().await;
+}
