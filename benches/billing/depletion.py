@@ -64,6 +64,7 @@ class Cells:
         missing = self.wait(instants, last + patience)
         if load:
             operations = server.client.finish(load)
+            server.settle()
         figures = self.judge(instants, missing)
         if commits:
             figures["commit_p99_ms"] = commit_p99_ms(commits, server.commits())

@@ -79,6 +79,7 @@ class Bench:
         for accounts in sorted(self.args.accounts):
             for system in [peer, *own]:
                 system.grow(accounts)
+                system.settle()
             for way in ("indexed", "second"):
                 measured += self.cells(cells, peer, accounts, way)
             measured += self.as_expirationd(cells, peer, accounts)
@@ -127,7 +128,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--accounts", nargs="+", type=int, help="default: 10000 100000 1000000; throughput takes the largest")
     parser.add_argument("--rounds", type=int, help="of throughput; default: 3")
-    parser.add_argument("--seconds", type=float, help="of one round; default: 6")
+    parser.add_argument("--seconds", type=float, help="of one round; default: 5")
     parser.add_argument("--quick", action="store_true", help="at most 100000 accounts, short rounds: to see that it runs")
     parser.add_argument("--scratch", type=pathlib.Path, default="/var/tmp", help="a directory on a disk; default: /var/tmp")
     parser.add_argument("--json", type=pathlib.Path, default=TARGET / "bench" / "billing.json")
@@ -135,7 +136,7 @@ def parse() -> argparse.Namespace:
     quick = args.quick
     args.accounts = args.accounts or ([10_000, 100_000] if quick else [10_000, 100_000, 1_000_000])
     args.rounds = args.rounds or (2 if quick else 3)
-    args.seconds = args.seconds or (2.0 if quick else 6.0)
+    args.seconds = args.seconds or (2.0 if quick else 5.0)
     args.probes, args.spread = (500, 2.5) if quick else (2000, 8.0)
     args.pass_max = 15.0
     for program, target in ((args.binary, "build"), (args.client, "billload")):

@@ -17,6 +17,8 @@ import processes
 HERE = pathlib.Path(__file__).resolve().parent
 STARTS_WITHIN = 60.0
 LISTING = 500
+SETTLES_WITHIN = 180.0
+LAG = re.compile(r'^forefront_billing_projection_lag_batches\{shard="\d+"\} (\d+)$', re.MULTILINE)
 COMMIT_BUCKET = re.compile(r'^forefront_billing_commit_seconds_bucket\{le="([^"]+)"\} (\d+)$', re.MULTILINE)
 
 FOREFRONT = """[node]
@@ -131,6 +133,10 @@ class Tarantool(Server):
     def commits(self) -> dict[float, int] | None:
         return None
 
+    def settle(self) -> float:
+        """Its ledger is written with each operation."""
+        return 0.0
+
 
 class Forefront(Server):
     created_by = "insert"
@@ -156,6 +162,15 @@ class Forefront(Server):
 
     def forget(self, first: int, count: int) -> None:
         """They stay, delivered."""
+
+    def settle(self) -> float:
+        """Waits until all that was acknowledged is in the ledger too; seconds."""
+        began = time.monotonic()
+        while any(int(batches) for batches in LAG.findall(self.get("/metrics").decode())):
+            if time.monotonic() - began > SETTLES_WITHIN:
+                raise SystemExit(f"{self.name}: the ledger does not catch up")
+            time.sleep(0.1)
+        return time.monotonic() - began
 
     def commits(self) -> dict[float, int] | None:
         """Commits so far that took at most so many seconds."""

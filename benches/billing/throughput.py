@@ -16,13 +16,16 @@ def prepare(server: servers.Server, accounts: int, remembered: bool) -> dict | N
     server.grow(WARM_ACCOUNTS)
     operations = ["load", server.address, "--accounts"]
     server.client.run(*operations, WARM_ACCOUNTS, "--operations", WARM_OPERATIONS)
+    server.settle()
     before = server.rss()
     server.grow(accounts)
+    server.settle()
     created = server.rss()
     if not remembered:
         return None
     counted = OPERATIONS_COUNTED * accounts
     server.client.run(*operations, accounts, "--operations", counted)
+    server.settle()
     operated = server.rss()
     grown = (created - before) / (accounts - WARM_ACCOUNTS)
     key = (operated - created) / counted
@@ -30,9 +33,12 @@ def prepare(server: servers.Server, accounts: int, remembered: bool) -> dict | N
 
 
 def measure(server: servers.Server, seconds: float, outstanding: int) -> dict:
+    """CPU is with what is done after the answers, until the ledger is whole; `sustained` is what that leaves a second."""
     before = server.cpu_ns()
     warm_up = min(1.0, seconds / 4)
     figures = server.client.run(*server.load_arguments(seconds, outstanding, "--warm-up-seconds", warm_up))
+    figures["ledger_seconds"] = server.settle()
+    figures["sustained"] = figures["operations"] / (figures["seconds"] + figures["ledger_seconds"])
     spent = [after - before for after, before in zip(server.cpu_ns(), before)]
     figures["cpu_us"] = [ns / figures["operations"] / 1000 for ns in spent]
     return figures
@@ -48,7 +54,8 @@ def rounds(systems: list[servers.Server], count: int, seconds: float, outstandin
             cpu = " + ".join(f"{us:.1f}" for us in figures["cpu_us"])
             print(
                 f"  {system.name:28} {outstanding:4} outstanding: {figures['per_second']:9.0f}/s, "
-                f"p50 {figures['p50_ms']:.2f} ms, p99 {figures['p99_ms']:.2f} ms, CPU {cpu} µs",
+                f"p50 {figures['p50_ms']:.2f} ms, p99 {figures['p99_ms']:.2f} ms, CPU {cpu} µs, "
+                f"ledger whole after {figures['ledger_seconds']:.1f} s",
                 flush=True,
             )
     return measured
@@ -56,7 +63,8 @@ def rounds(systems: list[servers.Server], count: int, seconds: float, outstandin
 
 def summary(measured: list[dict]) -> dict:
     """The median of the rounds, figure by figure."""
-    of = {name: statistics.median(one[name] for one in measured) for name in ("per_second", "p50_ms", "p99_ms", "max_ms")}
+    names = ("per_second", "sustained", "p50_ms", "p99_ms", "max_ms")
+    of = {name: statistics.median(one[name] for one in measured) for name in names}
     return of | {"cpu_us": [statistics.median(part) for part in zip(*(one["cpu_us"] for one in measured))]}
 
 
