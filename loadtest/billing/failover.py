@@ -144,13 +144,14 @@ def end_node(nodes: Nodes, report: Report) -> None:
 def give_shard(nodes: Nodes) -> None:
     owner, shards = nodes.owner_of_most()
     other = nodes.other(owner)
-    hand_over(owner, shards[0], other.name)
+    hand_over(other, shards[0])
     wait_until(f"{other.name} has shard {shards[0]}", lambda: nodes.owners()[shards[0]] == other.name, 30)
 
 
-def hand_over(owner: Node, shard: int, to: str) -> None:
-    body = json.dumps({"shard": shard, "to": to}).encode()
-    url, fields = f"http://{owner.http}/billing/v1/cluster/hand_over", {"Content-Type": "application/json"}
+def hand_over(to: Node, shard: int) -> None:
+    """Asked of the node itself: one that owns nothing is known to no other."""
+    body = json.dumps({"shard": shard, "to": to.name}).encode()
+    url, fields = f"http://{to.http}/billing/v1/cluster/hand_over", {"Content-Type": "application/json"}
     told = ""
     for _ in range(HAND_OVER_TRIES):
         try:
@@ -162,7 +163,7 @@ def hand_over(owner: Node, shard: int, to: str) -> None:
             if error.code not in (503, 504):
                 break
         time.sleep(1)
-    raise SystemExit(f"shard {shard} of {owner.name} is not handed over: {told}")
+    raise SystemExit(f"shard {shard} is not handed over to {to.name}: {told}")
 
 
 def add_outages(report: Report, requirement: str, what: str, outages: list[Outage], bound: float) -> None:
