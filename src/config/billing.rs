@@ -59,6 +59,9 @@ const SHARDS: u32 = 2;
 const LEASE_MIN: Duration = Duration::from_secs(1);
 const LEASE_MAX: Duration = Duration::from_secs(60);
 
+/// Lines are looked through for old ones once an hour.
+const KEEP_LEDGER_MIN: Duration = Duration::from_secs(3600);
+
 #[derive(Clone, Copy, PartialEq)]
 enum Engine {
     Embedded,
@@ -92,7 +95,7 @@ fn compile(root: &mut Section<'_>) -> Settings {
     let listen = listen(root.section("listen"));
     let mut section = root.section("shards");
     let shards = section.or("count", SHARDS, |value| value.integer(1..=billing::journal::BUCKETS as u32));
-    let (journal, engine) = journal_of(root.section("journal"), &state_dir, shards);
+    let (journal, engine, keep_ledger) = journal_of(root.section("journal"), &state_dir, shards);
     if engine == Engine::Postgres {
         tell_what_nodes_need(&node, &listen);
     }
@@ -107,7 +110,11 @@ fn compile(root: &mut Section<'_>) -> Settings {
         peer_token_file,
         listen,
         journal,
-        shards: billing::shard::Config { lease, ..default },
+        shards: billing::shard::Config {
+            lease,
+            projection: billing::projection::Config { keep: keep_ledger, ..default.projection },
+            ..default
+        },
         notifier: notifier_of(root.section("notifier")),
         log: log(root.section("log")),
     }
@@ -191,11 +198,17 @@ fn advertise(value: Value<'_>) -> Option<String> {
     Some(text.to_owned())
 }
 
-fn journal_of(mut section: Section<'_>, state_dir: &Path, shards: u32) -> (billing::journal::Config, Engine) {
+/// And how long lines of the ledger are kept.
+fn journal_of(
+    mut section: Section<'_>,
+    state_dir: &Path,
+    shards: u32,
+) -> (billing::journal::Config, Engine, Option<Duration>) {
     let engine = section.or("engine", Engine::Embedded, |value| value.choice(&ENGINES));
     let directory = section.optional("path", path);
     let connections = section.optional("connections", |value| value.list_of_some(Value::filled));
     let ca_file = section.optional("ca_file", path);
+    let keep_ledger = section.optional("keep_ledger", keep_ledger);
     let useless = |key: &str, engine: &str| {
         if section.has(key) {
             section.place_of(key).refuse(&format!("has no effect with the engine {engine:?}"), "remove it");
@@ -229,7 +242,18 @@ fn journal_of(mut section: Section<'_>, state_dir: &Path, shards: u32) -> (billi
             timeouts: billing::journal::Timeouts::default(),
         },
         engine,
+        keep_ledger,
     )
+}
+
+fn keep_ledger(value: Value<'_>) -> Option<Duration> {
+    let place = value.place();
+    let keep = value.duration()?;
+    if keep < KEEP_LEDGER_MIN {
+        place.refuse("is out of bounds", "write from \"1h\" to \"365d\", or nothing to keep all");
+        return None;
+    }
+    Some(keep)
 }
 
 fn lease(value: Value<'_>) -> Option<Duration> {

@@ -67,7 +67,7 @@ const ARROWS: [(&str, &[&str]); 18] = [
 
 /// What `config` may name of each room: the values a file can set, and nothing that does anything but hold them.
 /// (A routing table is built to find conflicts between routes.)
-const SETTINGS: [&str; 44] = [
+const SETTINGS: [&str; 45] = [
     "billing::journal::BUCKETS",
     "billing::journal::Config",
     "billing::journal::Engine",
@@ -75,6 +75,7 @@ const SETTINGS: [&str; 44] = [
     "billing::journal::Timeouts",
     "billing::notifier::Config",
     "billing::notifier::Webhook",
+    "billing::projection::Config",
     "billing::shard::Config",
     "cache::Config",
     "cache::Policy",

@@ -7,15 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all};
 use tokio::sync::Semaphore;
 
 use super::error::{Kind, Problem};
 use super::gate::Caller;
+use super::history::{HistoryBody, Page};
 use super::json::{Order, What};
 use super::peers::Peers;
 use crate::billing::domain::{Account, Key, Operation, TEST_USERS};
-use crate::billing::shard::{Cluster, Failure, Router};
+use crate::billing::journal::Cursor;
+use crate::billing::shard::{Cluster, Failure, History, Router};
 
 /// The key under which `insert_data` creates: keys count per account, so one does for all.
 const INSERT_DATA_KEY: &[u8] = b"insert_data";
@@ -34,11 +36,19 @@ pub trait Shards: Clone + Send + Sync + 'static {
         after: Option<u64>,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Account>, Failure>> + Send;
+    fn history(
+        &self,
+        account: u64,
+        before: Option<Cursor>,
+        limit: usize,
+    ) -> impl Future<Output = Result<History, Failure>> + Send;
     fn cluster(&self) -> impl Future<Output = Cluster> + Send;
     /// Something was not where this node thought: it looks anew, for a moment.
     fn look_again(&self) -> impl Future<Output = ()> + Send;
     /// A shard may be this node's now.
     fn look_at(&self, shard: u32);
+    /// Resolves once none of these accounts is that node's any more, and each is somebody's.
+    fn left(&self, accounts: &[u64], advertise: &str) -> impl Future<Output = ()> + Send;
     fn map_version(&self) -> impl Future<Output = Result<u64, Failure>> + Send;
     fn move_bucket(&self, bucket: u16, to: u32) -> impl Future<Output = Result<(), Failure>> + Send;
     fn assign(&self, shard: u32, to: &str) -> impl Future<Output = Result<(), Failure>> + Send;
@@ -65,6 +75,10 @@ impl Shards for Router {
         Router::list(self, after, limit).await
     }
 
+    async fn history(&self, account: u64, before: Option<Cursor>, limit: usize) -> Result<History, Failure> {
+        Router::history(self, account, before, limit).await
+    }
+
     async fn cluster(&self) -> Cluster {
         Router::cluster(self).await
     }
@@ -75,6 +89,10 @@ impl Shards for Router {
 
     fn look_at(&self, shard: u32) {
         Router::look_at(self, shard);
+    }
+
+    async fn left(&self, accounts: &[u64], advertise: &str) {
+        Router::left(self, accounts, advertise).await;
     }
 
     async fn map_version(&self) -> Result<u64, Failure> {
@@ -139,11 +157,29 @@ impl<S: Shards> Desk<S> {
     async fn try_one(&self, caller: Caller, order: Order) -> Outcome {
         match self.here(&order).await {
             Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
-                // Boxed: rare, and large.
-                let results = Box::pin(self.peers.batch(&advertise, &[order])).await;
+                let results = self.away(&advertise, &[order]).await;
                 results.into_iter().next().unwrap_or_else(|| Err(lost(&order)))
             }
             outcome => outcome.map_err(Problem::from),
+        }
+    }
+
+    /// What became of an account, from the newest on or before a place.
+    pub async fn history(&self, caller: Caller, account: u64, page: Page) -> Result<HistoryBody, Problem> {
+        let outcome = self.try_history(caller, account, page).await;
+        if caller == Caller::Client && outcome.as_ref().is_err_and(|problem| problem.kind == Kind::Loop) {
+            self.shards.look_again().await;
+            return self.try_history(caller, account, page).await;
+        }
+        outcome
+    }
+
+    async fn try_history(&self, caller: Caller, account: u64, page: Page) -> Result<HistoryBody, Problem> {
+        match self.shards.history(account, page.before, page.limit).await {
+            Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
+                self.peers.history(&advertise, account, &page).await
+            }
+            told => Ok(told?.into()),
         }
     }
 
@@ -184,13 +220,37 @@ impl<S: Shards> Desk<S> {
         }
         let away = away.iter().map(|(advertise, places)| async {
             let orders: Vec<Order> = places.iter().map(|place| orders[*place]).collect();
-            places.iter().zip(self.peers.batch(advertise, &orders).await).collect::<Vec<_>>()
+            places.iter().zip(self.away(advertise, &orders).await).collect::<Vec<_>>()
         });
         for (place, outcome) in join_all(away).await.into_iter().flatten() {
             outcomes[*place] = Some(outcome);
         }
         let told = orders.iter().zip(outcomes);
         told.map(|(order, outcome)| outcome.unwrap_or_else(|| Err(lost(order)))).collect()
+    }
+
+    /// Asks another node, for as long as it has what it is asked for. Whoever takes that over, because the node is frozen, say,
+    /// is asked in its place: a key that was done under the old owner is told again, and one that was not never will be.
+    fn away<'d>(&'d self, advertise: &'d str, orders: &'d [Order]) -> BoxFuture<'d, Vec<Outcome>> {
+        Box::pin(async move {
+            let accounts: Vec<u64> = orders.iter().map(|order| order.account).collect();
+            tokio::select! {
+                outcomes = self.peers.batch(advertise, orders) => return outcomes,
+                () = self.shards.left(&accounts, advertise) => {}
+            }
+            tracing::info!(
+                peer = advertise,
+                orders = orders.len(),
+                "another node was asked for what it lost meanwhile"
+            );
+            let again = orders.iter().zip(self.try_batch(Caller::Client, orders).await);
+            // What was not done now may have been done before.
+            let told = again.map(|(order, outcome)| match outcome {
+                Err(problem) if problem.kind.stops() => Err(lost(order)),
+                outcome => outcome,
+            });
+            told.collect()
+        })
     }
 
     async fn group(

@@ -8,6 +8,7 @@ mod cluster;
 mod desk;
 mod error;
 mod gate;
+mod history;
 mod json;
 mod metrics;
 mod peers;

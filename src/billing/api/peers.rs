@@ -1,6 +1,8 @@
 //! Other nodes, asked with the nodes' token: on behalf of a client for what they own, always as a batch, and in the name of
 //! this node's shards.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::header::CONTENT_TYPE;
@@ -11,11 +13,13 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::desk::lost;
 use super::error::{Kind, Problem, ProblemBody};
 use super::gate::{PEER, Token};
+use super::history::{HistoryBody, Page};
 use super::json::{ItemBody, Order, PageBody, ResultsBody};
 use super::routes::operators::{BucketsBody, HandOverBody};
 use crate::billing::domain::{Account, Refusal};
@@ -27,6 +31,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(12);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const IDLE_CONNECTIONS_MAX: usize = 64;
+/// More addresses than any cluster has; where they change all the time, an outage is told again.
+const SILENT_MAX: usize = 256;
 /// Of the answer to the largest batch.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -37,6 +43,8 @@ pub struct Peers {
     client: Client<HttpConnector, Full<Bytes>>,
     /// As the field has it. None: this node forwards nothing.
     token: Option<HeaderValue>,
+    /// Nodes that did not answer when they were asked last.
+    silent: Arc<Mutex<BTreeSet<String>>>,
 }
 
 #[derive(Serialize)]
@@ -68,7 +76,7 @@ impl Peers {
             token.set_sensitive(true);
             token
         });
-        Peers { client, token: sensitive }
+        Peers { client, token: sensitive, silent: Arc::default() }
     }
 
     /// As many results as orders, in their order.
@@ -111,6 +119,19 @@ impl Peers {
             }
             Asked::Answer(status, body) => {
                 Err(refused(advertise, status, &body).unwrap_or_else(|| Kind::Busy.into()))
+            }
+            Asked::Unsent | Asked::Lost => Err(Kind::Busy.into()),
+        }
+    }
+
+    pub async fn history(&self, advertise: &str, account: u64, page: &Page) -> Result<HistoryBody, Problem> {
+        let path = format!("/billing/v1/accounts/{account}/history?{}", page.query());
+        match self.ask(advertise, Method::GET, &path, (JSON, Bytes::new())).await {
+            Asked::Answer(StatusCode::OK, body) => Ok(read::<HistoryBody>(&body).ok_or(Kind::Busy)?),
+            Asked::Answer(status, body) => {
+                let told = read::<ProblemBody>(&body).and_then(Problem::from_body);
+                let told = told.filter(|told| matches!(told.kind, Kind::UnknownAccount | Kind::Loop));
+                Err(told.or_else(|| refused(advertise, status, &body)).unwrap_or_else(|| Kind::Busy.into()))
             }
             Asked::Unsent | Asked::Lost => Err(Kind::Busy.into()),
         }
@@ -184,15 +205,33 @@ impl Peers {
             body.map(|body| (status, body.to_bytes())).map_err(|error| (false, error))
         };
         match tokio::time::timeout(TIMEOUT, exchange).await {
-            Ok(Ok((status, body))) => Asked::Answer(status, body),
+            Ok(Ok((status, body))) => {
+                if self.silent.lock().remove(advertise) {
+                    tracing::info!(peer = advertise, "another node answers again");
+                }
+                Asked::Answer(status, body)
+            }
             Ok(Err((unsent, error))) => {
-                tracing::warn!(peer = advertise, %error, unsent, "another node could not be asked");
+                self.failed(advertise, &error);
                 if unsent { Asked::Unsent } else { Asked::Lost }
             }
-            Err(_) => {
-                tracing::warn!(peer = advertise, timeout = ?TIMEOUT, "another node did not answer");
+            Err(late) => {
+                self.failed(advertise, &late);
                 Asked::Lost
             }
+        }
+    }
+
+    /// Told once for each outage.
+    fn failed(&self, advertise: &str, error: &dyn std::fmt::Display) {
+        let mut silent = self.silent.lock();
+        if silent.len() >= SILENT_MAX {
+            silent.clear();
+        }
+        if silent.insert(advertise.to_owned()) {
+            tracing::warn!(peer = advertise, %error, "another node could not be asked, or did not answer");
+        } else {
+            tracing::debug!(peer = advertise, %error, "another node could not be asked yet");
         }
     }
 }

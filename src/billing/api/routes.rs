@@ -20,6 +20,7 @@ use super::cluster::ClusterBody;
 use super::desk::lost;
 use super::error::{Kind, Problem};
 use super::gate::{Caller, single};
+use super::history::Page;
 use super::json::{
     AccountBody, AccountsBody, AmountBody, BATCH_KEY_BYTES_MAX, CreateBody, Order, PageBody, ResultBody,
     ResultsBody, VelocityBody, What, batch as read_batch, key as read_key, new_key, object,
@@ -59,6 +60,7 @@ pub(super) fn table<S: Shards>() -> Vec<Route<S>> {
         guarded("/billing/v1/accounts", "list", get(list::<S>)),
         guarded("/billing/v1/accounts", "create", post(create::<S>)),
         guarded("/billing/v1/accounts/{id}", "get", get(get_account::<S>)),
+        guarded("/billing/v1/accounts/{id}/history", "history", get(history::<S>)),
         guarded("/billing/v1/accounts/{id}/add_money", "add_money", post(add_money::<S>)),
         guarded("/billing/v1/accounts/{id}/withdraw", "withdraw", post(withdraw::<S>)),
         guarded(
@@ -159,6 +161,12 @@ async fn get_account<S: Shards>(State(api): Shared<S>, id: Id, request: Request)
     let order = Order { account: account_id(id)?, what: What::Get };
     let account = within(&api, api.desk.one(caller(&request), order), lost(&order)).await??;
     Ok(answer(StatusCode::OK, &AccountBody::from(account)))
+}
+
+async fn history<S: Shards>(State(api): Shared<S>, id: Id, request: Request) -> Answer {
+    let (account, page) = (account_id(id)?, Page::read(request.uri().query().unwrap_or_default())?);
+    let asked = api.desk.history(caller(&request), account, page);
+    Ok(answer(StatusCode::OK, &within(&api, asked, Kind::Busy.into()).await??))
 }
 
 async fn add_money<S: Shards>(State(api): Shared<S>, id: Id, request: Request) -> Answer {

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, Request, header};
+use parking_lot::Mutex;
 use prometheus::Registry;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::client::{Answer, Client, Failure};
+use super::health::Health;
 use super::metrics::Metrics;
 use super::outbox::{Letter, Outbox};
 use super::settings::Webhook;
@@ -19,6 +21,8 @@ use crate::clock;
 
 /// How long an answered order waits for the rest of the answer, to keep the connection.
 const CONTENT_TIMEOUT: Duration = Duration::from_millis(200);
+/// Once a receiver is well again, what waits is sent within this: thousands at once would be no kindness.
+const CATCH_UP: Duration = Duration::from_secs(1);
 
 /// What the owner of a shard is to do after a dispatcher's work.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,6 +44,9 @@ struct Inner {
     config: Config,
     way: Option<Way>,
     places: Arc<Semaphore>,
+    health: Mutex<Health>,
+    /// How often the host was well again.
+    recoveries: watch::Sender<u64>,
     metrics: Metrics,
     now: Box<dyn Fn() -> Micros + Send + Sync>,
 }
@@ -73,7 +80,9 @@ impl Courier {
         };
         let metrics = Metrics::new(registry).map_err(Error::Register)?;
         let places = Arc::new(Semaphore::new(config.per_host.clamp(1, Semaphore::MAX_PERMITS)));
-        Ok(Courier(Arc::new(Inner { config, way, places, metrics, now: Box::new(now) })))
+        let health = Mutex::new(Health::new(config.illness, clock::now()));
+        let (recoveries, now) = (watch::Sender::new(0), Box::new(now));
+        Ok(Courier(Arc::new(Inner { config, way, places, health, recoveries, metrics, now })))
     }
 
     /// The outbox of a new owner; None without a webhook, when nobody is told.
@@ -90,6 +99,7 @@ impl Courier {
     /// Sends what comes into the outbox, for as long as it is polled; dropped, it cuts what is under way.
     pub async fn dispatch(self, outbox: Outbox, may_send: MaySend, done: mpsc::Sender<FollowUp>) {
         let mut sending = JoinSet::new();
+        let mut recoveries = self.0.recoveries.subscribe();
         loop {
             if outbox.wants_refill() && done.send(FollowUp::Refill).await.is_err() {
                 return;
@@ -104,6 +114,10 @@ impl Courier {
             tokio::select! {
                 Some(_) = sending.join_next() => continue,
                 () = outbox.changed() => continue,
+                Ok(()) = recoveries.changed() => {
+                    outbox.hasten(clock::now(), CATCH_UP);
+                    continue;
+                }
                 () = until_due => {}
             }
             let Ok(place) = Arc::clone(&self.0.places).acquire_owned().await else { return };
@@ -131,8 +145,13 @@ impl Courier {
         if !may_send() || !outbox.is_wanted(&letter) {
             return;
         }
+        let recoveries = *self.0.recoveries.borrow();
         match self.ask(way, &letter).await {
             Some(answer) => {
+                if self.0.health.lock().succeeded(clock::now()) {
+                    tracing::info!("the webhook answers again, what waits for it is sent");
+                    self.0.recoveries.send_modify(|count| *count += 1);
+                }
                 let at = (self.0.now)();
                 let delay_us = at.since(letter.depleted_at);
                 self.0.metrics.delay.observe(Duration::from_micros(delay_us).as_secs_f64());
@@ -142,7 +161,12 @@ impl Courier {
                 drop(timeout(CONTENT_TIMEOUT, way.client.finish(answer)).await);
             }
             None => {
-                let wait = self.0.config.retry.delay(letter.tries, fastrand::f64());
+                self.0.health.lock().failed();
+                let wait = match *self.0.recoveries.borrow() == recoveries {
+                    true => self.0.config.retry.delay(letter.tries, fastrand::f64()),
+                    // It was asked when it was ill.
+                    false => CATCH_UP.mul_f64(fastrand::f64()),
+                };
                 outbox.failed(&letter, clock::now() + wait);
             }
         }

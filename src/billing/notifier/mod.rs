@@ -9,6 +9,7 @@
 
 mod client;
 mod courier;
+mod health;
 mod metrics;
 mod outbox;
 #[cfg(test)]

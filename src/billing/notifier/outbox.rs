@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prometheus::IntGauge;
@@ -91,6 +91,11 @@ impl Outbox {
     pub(super) fn failed(&self, letter: &Letter, due: Instant) {
         self.0.queue.lock().failed(letter, due);
         self.0.wake.notify_one();
+    }
+
+    /// Whatever waits becomes due within `spread`, at random.
+    pub(super) fn hasten(&self, now: Instant, spread: Duration) {
+        self.0.queue.lock().hasten(now, || spread.mul_f64(fastrand::f64()));
     }
 
     /// There may be nothing left in memory that would wake the dispatcher.
@@ -204,6 +209,17 @@ impl Queue {
         }
     }
 
+    fn hasten(&mut self, now: Instant, mut wait: impl FnMut() -> Duration) {
+        let mut dues = Vec::with_capacity(self.due.len());
+        for (account, entry) in &mut self.entries {
+            if let Some(due) = &mut entry.due {
+                *due = (*due).min(now + wait());
+                dues.push(Reverse((*due, entry.depleted_at, *account, entry.version)));
+            }
+        }
+        self.due = dues.into();
+    }
+
     fn remove(&mut self, account: u64, version: u32) {
         if self.entries.get(&account).is_some_and(|entry| entry.version == version) {
             self.entries.remove(&account);
@@ -219,7 +235,6 @@ impl Queue {
 mod tests {
     use super::*;
     use crate::billing::domain::Velocity;
-    use std::time::Duration;
 
     fn order(account: u64, version: u32, at: u64) -> Order {
         Order { account, version, depleted_at: Micros::new(at), velocity: Velocity::ZERO }
@@ -254,6 +269,25 @@ mod tests {
         queue.remove(1, 1);
         queue.failed(&first, later);
         assert_eq!(queue.take(later), None, "it was settled before its failure was told");
+    }
+
+    #[test]
+    fn what_waits_is_hastened_and_nothing_else() {
+        let (mut queue, now) = (Queue::new(10), Instant::now());
+        (1..=4).for_each(|account| queue.add(&order(account, 1, account), now));
+        let letters: Vec<Letter> = std::iter::from_fn(|| queue.take(now)).collect();
+        let after = |seconds| now + Duration::from_secs(seconds);
+        queue.failed(&letters[0], after(30));
+        queue.failed(&letters[1], after(20));
+        queue.failed(&letters[2], after(1));
+        let mut waits = 2..;
+        queue.hasten(now, || Duration::from_secs(waits.next().unwrap()));
+        assert_eq!(queue.next_due(), Some(after(1)), "what is due before stays so");
+        assert_eq!(taken(&mut queue, after(1)), [(3, 1)]);
+        let mut sent = taken(&mut queue, after(4));
+        sent.sort_unstable();
+        assert_eq!(sent, [(1, 1), (2, 1)], "each once; the fourth is under way");
+        assert_eq!(queue.next_due(), None);
     }
 
     /// The account was funded and ran dry again while the first order was under way.

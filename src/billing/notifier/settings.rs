@@ -31,6 +31,9 @@ pub struct Config {
     pub queue: usize,
     /// Between tries of one order. Default 100 ms to 30 s.
     pub retry: Backoff,
+    /// Failures and no 2xx for so long: the host was ill, and when it answers again, what waits need not wait any longer. Default 5 s:
+    /// shorter trouble makes no long waits, and what is refused for ever while others are taken is not tried the more for it.
+    pub illness: Duration,
 }
 
 impl Default for Config {
@@ -43,6 +46,7 @@ impl Default for Config {
             per_host: 64,
             queue: 100_000,
             retry: Backoff { min: Duration::from_millis(100), max: Duration::from_secs(30) },
+            illness: Duration::from_secs(5),
         }
     }
 }

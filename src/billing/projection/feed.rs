@@ -37,8 +37,8 @@ struct Shared {
 }
 
 struct Queue {
-    /// Offers are kept: all after the last batch at the time it was opened.
-    open: bool,
+    /// Offers are kept: all after this batch. None: none are.
+    opened: Option<u64>,
     closing: bool,
     /// The last batch that is durable.
     last: u64,
@@ -59,9 +59,10 @@ pub(super) enum Taken {
 }
 
 impl Feed {
+    /// Open from its first batch on.
     pub(super) fn new(shard: u32, last: u64, at: Micros, config: &Config, metrics: &Metrics) -> Feed {
         let offers = VecDeque::new();
-        let queue = Queue { open: false, closing: false, last, at, offers, lines: 0 };
+        let queue = Queue { opened: Some(last), closing: false, last, at, offers, lines: 0 };
         Feed(Arc::new(Shared {
             queue: Mutex::new(queue),
             queue_lines: config.queue_lines.max(1),
@@ -83,7 +84,7 @@ impl Feed {
         let mut queue = shared.queue.lock();
         (queue.last, queue.at) = (seq, at);
         shared.lag.set(lag(seq, *shared.projected.borrow()));
-        if !queue.open {
+        if queue.opened.is_none() {
             return;
         }
         queue.lines += lines.len().max(1);
@@ -147,16 +148,16 @@ impl Feed {
         self.0.queue.lock().at
     }
 
-    /// From here on offers are kept. Gives the last batch that will not be offered any more.
-    pub(super) fn open(&self) -> u64 {
+    /// From here on offers are kept.
+    pub(super) fn open(&self) {
         let mut queue = self.0.queue.lock();
         queue.close();
-        queue.open = true;
-        queue.last
+        queue.opened = Some(queue.last);
     }
 
-    pub(super) fn is_open(&self) -> bool {
-        self.0.queue.lock().open
+    /// The batch after which all are offered and kept, if they are.
+    pub(super) fn opened(&self) -> Option<u64> {
+        self.0.queue.lock().opened
     }
 
     /// Offers are not kept until it is opened again.
@@ -186,7 +187,7 @@ impl Feed {
                 let queue = shared.queue.lock();
                 match () {
                     () if !queue.offers.is_empty() => queue.lines,
-                    () if !queue.open => return Taken::Behind,
+                    () if queue.opened.is_none() => return Taken::Behind,
                     () if queue.closing => return Taken::Closed,
                     () => 0,
                 }
@@ -208,7 +209,7 @@ impl Feed {
 
 impl Queue {
     fn close(&mut self) {
-        self.open = false;
+        self.opened = None;
         self.offers = VecDeque::new();
         self.lines = 0;
     }

@@ -122,8 +122,7 @@ impl<L: Ledger> Projector<L> {
         };
         self.feed.tell(projected);
         loop {
-            if self.feed.open() > projected {
-                self.feed.shut();
+            if self.feed.opened().is_none_or(|after| after > projected) {
                 projected = match self.catch_up(projected).await {
                     Ok(projected) => projected,
                     Err(over) => return over,
@@ -215,21 +214,24 @@ impl<L: Ledger> Projector<L> {
             "the ledger is behind, its lines are derived"
         );
         let (mut replay, mut projected) = self.load(projected).await?;
-        let (mut lines, mut opened_at) = (Vec::new(), None);
+        let mut lines = Vec::new();
         loop {
-            if !self.feed.is_open() {
-                opened_at = None;
-            }
-            if opened_at.is_none() && self.feed.last().saturating_sub(replay.seq) <= NEAR_BATCHES {
-                opened_at = Some(self.feed.open());
-            }
-            if opened_at.is_some_and(|last| last <= replay.seq) {
-                tracing::info!(shard, projected, "the ledger has caught up");
-                return Ok(projected);
-            }
-            // Far behind, it is not worth the wait.
-            if opened_at.is_none() && self.feed.is_closing() {
-                return Err(Over::Closed);
+            let is_far = |batch: u64| batch.saturating_sub(replay.seq) > NEAR_BATCHES;
+            match self.feed.opened() {
+                Some(after) if after <= replay.seq => {
+                    tracing::info!(shard, projected, "the ledger has caught up");
+                    return Ok(projected);
+                }
+                // What is offered now will not be needed for long.
+                Some(after) if is_far(after) => self.feed.shut(),
+                Some(_) => {}
+                None if !is_far(self.feed.last()) => {
+                    self.feed.open();
+                    continue;
+                }
+                // It is not worth the wait.
+                None if self.feed.is_closing() => return Err(Over::Closed),
+                None => {}
             }
             let began = clock::now();
             let batches = insist!(self, self.office.ledger.batches(shard, replay.seq, READ_BYTES))?;

@@ -152,6 +152,7 @@ impl<B: Backend> Life<B> {
             }
             Ok(Acquisition::Held(held)) => {
                 let behind = held.seq.saturating_sub(replica.seq);
+                self.seat.gauges.lag.set(i64::try_from(behind).unwrap_or(i64::MAX));
                 *kept = Some(replica);
                 let until_its_end = held.expires_in + BEHIND_THE_END;
                 if held.advertise.is_empty() {
@@ -192,6 +193,7 @@ impl<B: Backend> Life<B> {
     async fn own(&self, replica: Replica, acquired: &Lease, tenure: Arc<Tenure>) -> (Next, Option<Replica>) {
         let Lease { shard, epoch, seq, .. } = *acquired;
         self.metrics.leases_acquired.inc();
+        self.seat.gauges.lag.set(0);
         self.seat.publish_changing();
         // Dropped at the end of this function, which stops them.
         let mut beside = JoinSet::new();
@@ -375,6 +377,8 @@ impl<B: Backend> Life<B> {
             errands: errands_in,
             hand_over: hand_over_in,
         };
+        // The last batch of the owner before may have said so.
+        self.seat.set_assignment(replica.state.assignment());
         let owner = Owner::new(office, inlets, replica);
         let tenure = Arc::clone(tenure);
         self.seat.publish(Standing::Own { requests, errands, hand_over, tenure, feed: feed.clone() });

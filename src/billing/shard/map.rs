@@ -95,11 +95,12 @@ impl Map {
         }
     }
 
-    /// In the journal the bucket is `to`'s, and not `from`'s any more. Tried until it is so, or until `may` says no.
+    /// Returns when in the journal the bucket is `to`'s, or was and has moved on; in any case not `from`'s by its last way.
     ///
     /// `may` says whether the caller is still the one to do it: its lease lasts, and the bucket has not come back. It is asked
     /// after the map was read and before it is set, and the journal refuses a change that is not of the map as it was read.
-    /// So a caller that was stopped in between, for however long, changes nothing that came after its time.
+    /// So a caller that was stopped in between, for however long, changes nothing that came after its time. One that may not
+    /// goes on asking, for a lease may turn out to last; whoever calls this ends it.
     pub async fn set<B: Backend>(
         &self,
         backend: &B,
@@ -138,7 +139,7 @@ impl Map {
             return Ok(true);
         }
         if !may() {
-            return Ok(true);
+            return Ok(false);
         }
         map.version += 1;
         map.shards.iter_mut().skip(usize::from(bucket)).take(1).for_each(|shard| *shard = to);

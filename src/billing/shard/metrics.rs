@@ -28,6 +28,7 @@ pub struct Metrics {
     accounts: IntGaugeVec,
     owned: IntGaugeVec,
     outgoing: IntGaugeVec,
+    lag: IntGaugeVec,
 }
 
 /// Of one shard.
@@ -37,6 +38,7 @@ pub struct Gauges {
     pub accounts: IntGauge,
     pub owned: IntGauge,
     pub outgoing: IntGauge,
+    pub lag: IntGauge,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -116,6 +118,10 @@ impl Metrics {
             queue: gauge("queue_commands", "Commands that wait for the owner of a shard")?,
             accounts: gauge("accounts", "Accounts of a shard that this node owns")?,
             owned: gauge("shard_owned", "1 if this node owns the shard")?,
+            lag: gauge(
+                "journal_lag_batches",
+                "Batches of a shard of another node that this one has yet to follow",
+            )?,
             outgoing: gauge(
                 "buckets_outgoing",
                 "Buckets that left a shard of this node and may not have arrived",
@@ -134,6 +140,7 @@ impl Metrics {
             accounts: self.accounts.with_label_values(&[&shard]),
             owned: self.owned.with_label_values(&[&shard]),
             outgoing: self.outgoing.with_label_values(&[&shard]),
+            lag: self.lag.with_label_values(&[&shard]),
         }
     }
 }

@@ -313,6 +313,16 @@ impl Router {
         }
     }
 
+    /// Resolves once none of these accounts is in a shard of the node at `advertise` any more, and each is in one that has an owner.
+    pub async fn left(&self, accounts: &[u64], advertise: &str) {
+        for account in accounts {
+            let shard = self.0.map.shard_of(bucket_of(*account));
+            if let Some(seat) = shard.and_then(|shard| self.0.seats.get(shard as usize)) {
+                seat.left(advertise).await;
+            }
+        }
+    }
+
     /// Resolves once all work is done after the closing token was cancelled: leases are released, nothing is written.
     pub async fn stopped(&self) {
         let mut tasks = std::mem::take(&mut *self.0.tasks.lock());

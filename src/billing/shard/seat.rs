@@ -166,11 +166,7 @@ impl Seat {
             return !Arc::ptr_eq(before, &self.standing());
         };
         let Ok(_place) = self.waiting.try_acquire() else { return false };
-        let mut changed = self.changed.subscribe();
-        let settled = async {
-            // The sender lives in this very seat.
-            while matches!(&*self.standing(), Standing::Changing { .. }) && changed.changed().await.is_ok() {}
-        };
+        let settled = self.comes_to(|| !matches!(&**self.standing.load(), Standing::Changing { .. }));
         timeout_at(until.into(), settled).await.is_ok()
     }
 
@@ -274,8 +270,18 @@ impl Seat {
 
     /// Resolves once it has an owner.
     pub async fn owned(&self) {
+        self.comes_to(|| self.is_owned()).await;
+    }
+
+    /// Resolves once it has an owner, and that is not at this address.
+    pub async fn left(&self, address: &str) {
+        let is_there = || matches!(&**self.standing.load(), Standing::Elsewhere { advertise, .. } if advertise == address);
+        self.comes_to(|| self.is_owned() && !is_there()).await;
+    }
+
+    async fn comes_to(&self, there: impl Fn() -> bool) {
         let mut changed = self.changed.subscribe();
-        while !self.is_owned() {
+        while !there() {
             // The sender lives in this very seat.
             if changed.changed().await.is_err() {
                 return;

@@ -56,7 +56,10 @@ impl Spread {
             }
             if now.saturating_duration_since(since) >= pause {
                 (since, pause) = (now, self.pause());
-                self.ask(&seen).await;
+                tokio::select! {
+                    () = self.closing.cancelled() => return,
+                    () = self.ask(&seen) => {}
+                }
             }
         }
     }

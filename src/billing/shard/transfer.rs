@@ -18,6 +18,9 @@ use crate::resilience::backoff::Backoff;
 /// Between tries while nobody takes it. A shard that changes hands is back within a second or a lease.
 const RETRY: Backoff = Backoff { min: Duration::from_millis(20), max: Duration::from_secs(1) };
 
+/// About once a minute.
+const TELL_EVERY: u32 = 60;
+
 /// What shards of this node ask of those on other nodes. The way there belongs to the doors; each call is asked once and
 /// may be made again.
 pub trait Neighbours: Send + Sync + 'static {
@@ -57,8 +60,8 @@ impl<B: Backend> Transfer<B> {
         }
     }
 
-    /// Returns once the bucket is adopted and the map says so, or when the tenure is over or it came back. Whoever takes over
-    /// does it again.
+    /// Returns once the bucket is adopted and the map says so, or when it came back. After the tenure it does nothing more;
+    /// whoever takes over does it again.
     pub async fn carry(&self, from: u32, outgoing: Outgoing, tenure: &Tenure, back: &CancellationToken) {
         let Outgoing { bucket, to, generation, .. } = outgoing;
         let arrived = async {
@@ -93,7 +96,7 @@ impl<B: Backend> Transfer<B> {
             };
             match offered {
                 Ok(()) => return,
-                Err(Failure::Refused(refusal)) => {
+                Err(Failure::Refused(refusal)) if tries % TELL_EVERY == 0 => {
                     tracing::error!(bucket, to, generation, %refusal, "a bucket is refused, somebody must act");
                 }
                 Err(failure) if tries == 0 => {

@@ -4,13 +4,18 @@ use super::writer::Writer;
 use crate::billing;
 use crate::config::billing::{Listen, Notifier, Settings};
 use crate::config::proxy::Log;
+use crate::config::units;
 
 /// A file that loads to these settings.
 pub fn to_toml(settings: &Settings) -> String {
     let Settings { state_dir, peer_token_file, listen, journal, shards, notifier, log } = settings;
     // What a file cannot set has its default.
     let billing::shard::Config {
-        node: billing::journal::Node { name, advertise }, shards: count, lease, ..
+        node: billing::journal::Node { name, advertise },
+        shards: count,
+        lease,
+        projection: billing::projection::Config { keep, .. },
+        ..
     } = shards;
     let mut out = Writer::default();
     out.header("[node]");
@@ -37,6 +42,7 @@ pub fn to_toml(settings: &Settings) -> String {
             out.maybe_text("ca_file", ca_file.as_ref().map(|path| path.display()));
         }
     }
+    out.maybe_text("keep_ledger", keep.map(units::duration));
     out.header("[shards]");
     out.plain("count", count);
     out.duration("lease", *lease);

@@ -37,6 +37,7 @@ fn good(operation: &str) -> (&'static str, Option<Value>) {
         "list" => ("/billing/v1/accounts?limit=3", None),
         "create" => ("/billing/v1/accounts", Some(json!({ "id": 99, "balance": 5, "velocity": 1 }))),
         "get" => ("/billing/v1/accounts/4", None),
+        "history" => ("/billing/v1/accounts/4/history?limit=3&before=0-ffff-0", None),
         "add_money" => ("/billing/v1/accounts/4/add_money", Some(json!({ "amount": 7 }))),
         "withdraw" => ("/billing/v1/accounts/4/withdraw", Some(json!({ "amount": 7 }))),
         "update_spending_velocity" => {
@@ -69,11 +70,13 @@ fn recipe(operation: &str, status: u16) -> Recipe {
         (200 | 201, _) => {}
         (400, "adopt") => recipe.path = Some("/billing/v1/cluster/adopt?shard=0"),
         (400, "list") => recipe.path = Some("/billing/v1/accounts?limit=0"),
+        (400, "history") => recipe.path = Some("/billing/v1/accounts/4/history?before=x"),
         (400, "get") => recipe.path = Some("/billing/v1/accounts/-1"),
         (400, _) => recipe.body = Some("[1]".to_owned()),
         (401, _) => recipe.token = true,
         (403, _) => recipe.fields.push(("x-forefront-peer", "somebody-else-altogether")),
         (404, "get") => recipe.path = Some("/billing/v1/accounts/77"),
+        (404, "history") => recipe.path = Some("/billing/v1/accounts/77/history"),
         (404, "add_money") => recipe.path = Some("/billing/v1/accounts/77/add_money"),
         (404, "withdraw") => recipe.path = Some("/billing/v1/accounts/77/withdraw"),
         (404, "update_spending_velocity") => {

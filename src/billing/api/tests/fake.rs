@@ -11,8 +11,9 @@ use super::super::desk::Shards;
 use crate::billing::domain::{
     Account, BUCKETS, Command, Key, Micros, Operation, Refusal, Reply, State, bucket_of,
 };
-use crate::billing::journal::{MemberState, MemberStatus, ReplicaSetStatus};
-use crate::billing::shard::{Cluster, Failure, ShardStatus, Unmovable};
+use crate::billing::journal::{Cursor, Entry, Line, MemberState, MemberStatus, ReplicaSetStatus};
+use crate::billing::projection;
+use crate::billing::shard::{Cluster, Failure, History, ShardStatus, Unmovable};
 
 /// In microseconds since the epoch.
 pub const START: u64 = 1_700_000_000_000_000;
@@ -23,11 +24,14 @@ pub struct Fake {
     /// Where the nodes are, by name.
     addresses: Arc<Mutex<BTreeMap<&'static str, String>>>,
     held: Arc<watch::Sender<bool>>,
+    taken: Arc<watch::Sender<bool>>,
 }
 
 struct Inner {
     node: &'static str,
     state: State,
+    /// The ledger; each operation is a batch.
+    lines: Vec<Line>,
     now: Micros,
     /// From the so manieth operation on.
     failure: Option<(usize, Failure)>,
@@ -59,6 +63,7 @@ impl Fake {
         let inner = Inner {
             node,
             state: State::new(buckets),
+            lines: Vec::new(),
             now: Micros::new(START),
             failure: None,
             heals: false,
@@ -66,7 +71,8 @@ impl Fake {
             moves: false,
             able: true,
         };
-        Fake { inner: Arc::new(Mutex::new(inner)), addresses, held: Arc::new(watch::Sender::new(false)) }
+        let (held, taken) = (Arc::new(watch::Sender::new(false)), Arc::new(watch::Sender::new(false)));
+        Fake { inner: Arc::new(Mutex::new(inner)), addresses, held, taken }
     }
 
     pub fn found_at(&self, address: &str) {
@@ -108,6 +114,12 @@ impl Fake {
     pub fn heal(&self) {
         self.inner.lock().failure = None;
         self.held.send_replace(false);
+    }
+
+    /// Has what was another node's.
+    pub fn takes_over(&self) {
+        self.heal();
+        self.taken.send_replace(true);
     }
 
     pub fn accounts(&self) -> usize {
@@ -153,8 +165,10 @@ impl Shards for Fake {
         let result = {
             let mut inner = self.inner.lock();
             inner.may_fail()?;
-            let now = inner.now;
-            inner.state.apply(&Command::Operate { key, account, operation }, now).result
+            let Inner { state, lines, now, .. } = &mut *inner;
+            let place = (lines.last().map_or(1, |line| line.seq + 1), 0);
+            let operate = Command::Operate { key, account, operation };
+            projection::apply(state, &operate, *now, place, lines).result
         };
         self.done(account, result).map(|reply| match reply {
             Reply::Account(account) => account,
@@ -177,6 +191,21 @@ impl Shards for Fake {
         let mut inner = self.inner.lock();
         inner.may_fail()?;
         Ok(inner.state.page(after, limit, inner.now))
+    }
+
+    async fn history(&self, account: u64, before: Option<Cursor>, limit: usize) -> Result<History, Failure> {
+        self.get(account).await?;
+        let inner = self.inner.lock();
+        let shard = u32::from(inner.node == "b");
+        let own = inner.lines.iter().rev().filter(|line| line.after.id == account);
+        let mut entries: Vec<Entry> = own.map(|line| Entry { shard, line: *line }).collect();
+        if let Some(before) = before {
+            // Few enough lines for one digit.
+            entries.retain(|entry| Cursor::from(entry).to_string() < before.to_string());
+        }
+        let next = entries.get(limit.saturating_sub(1)).filter(|_| entries.len() > limit).map(Cursor::from);
+        entries.truncate(limit);
+        Ok(History { entries, next, behind: false })
     }
 
     async fn cluster(&self) -> Cluster {
@@ -220,6 +249,10 @@ impl Shards for Fake {
     }
 
     fn look_at(&self, _: u32) {}
+
+    async fn left(&self, _: &[u64], _: &str) {
+        let _ = self.taken.subscribe().wait_for(|taken| *taken).await;
+    }
 
     async fn map_version(&self) -> Result<u64, Failure> {
         let mut inner = self.inner.lock();

@@ -290,6 +290,37 @@ async fn a_request_is_forwarded_once() {
     scene.stop().await;
 }
 
+/// The owner takes the request and then says nothing; this node takes its shard over meanwhile, and does it.
+#[tokio::test]
+async fn who_takes_over_answers_in_place_of_a_frozen_owner() {
+    let scene = Scene::plain().await;
+    scene.post("accounts", "create", json!({ "id": 1, "balance": 10, "velocity": 0 })).await;
+    let frozen = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let advertise = frozen.local_addr().unwrap().to_string();
+    scene.fake.fail(Failure::Elsewhere { node: "b".into(), advertise });
+    let fake = scene.fake.clone();
+    let takes = async {
+        let mut asked = [frozen.accept().await.unwrap().0, frozen.accept().await.unwrap().0];
+        for stream in &mut asked {
+            stream.read_u8().await.unwrap();
+        }
+        fake.takes_over();
+        asked
+    };
+    let add = json!({ "operation": "add_money", "id": 1, "amount": 1 });
+    let many = json!({ "operations": [add, { "operation": "get", "id": 1 }] });
+    let (one, many, _asked) = tokio::join!(
+        scene.post("accounts/1/add_money", "a", json!({ "amount": 1 })),
+        scene.post("batch", "b", many),
+        takes,
+    );
+    assert_eq!(one.status, 200, "{}", one.text);
+    let many = many.json();
+    assert!(many["results"].as_array().unwrap().iter().all(|one| one["status"] == 200), "{many}");
+    assert_eq!(scene.get("/billing/v1/accounts/1").await.json()["balance"], 12);
+    scene.stop().await;
+}
+
 /// A bucket has moved here, and this node forwards by an old map: it looks again, and knows.
 #[tokio::test]
 async fn who_was_wrong_looks_again() {
@@ -504,4 +535,43 @@ async fn nodes_send_buckets_and_ask_for_shards() {
     }
     scene.stop().await;
     assert!(matches!(adopt(2, State::empty_image(4)).await, Err(Failure::Busy { .. })));
+}
+
+#[tokio::test]
+async fn a_history_is_paged_and_asked_of_the_owner() {
+    let (here, there) = Fake::pair();
+    let scene = Scene::new(here, None, Limits::default()).await;
+    let other = Scene::new(there, None, Limits::default()).await;
+    // One account of each node.
+    for id in [1, 2] {
+        scene.post("accounts", "a", json!({ "id": id, "balance": 10, "velocity": 0 })).await;
+        scene.post(&format!("accounts/{id}/withdraw"), "b", json!({ "amount": 10 })).await;
+        scene.post(&format!("accounts/{id}/add_money"), "c", json!({ "amount": 3 })).await;
+        for asked in [&scene, &other] {
+            let path = format!("/billing/v1/accounts/{id}/history");
+            let first = asked.get(&format!("{path}?limit=2")).await.json();
+            let next = first["next"].as_str().expect("there is more").to_owned();
+            let second = asked.get(&format!("{path}?limit=2&before={next}")).await.json();
+            assert_eq!((&second["next"], &second["behind"]), (&Value::Null, &json!(false)));
+            let lines: Vec<Value> = [first, second]
+                .iter()
+                .flat_map(|page| page["lines"].as_array().unwrap().clone())
+                .map(|line| {
+                    json!([line["kind"], line["amount"], line["balance"], line["version"], line["key"]])
+                })
+                .collect();
+            assert_eq!(
+                lines,
+                [
+                    json!(["money_added", 3, 3, 2, "c"]),
+                    json!(["depleted", 0, 0, 1, "b"]),
+                    json!(["withdrawn", 10, 0, 1, "b"]),
+                    json!(["created", 10, 10, 1, "a"]),
+                ]
+            );
+        }
+    }
+    assert_eq!(scene.get("/billing/v1/accounts/3/history").await.status, 404);
+    scene.stop().await;
+    other.stop().await;
 }

@@ -42,12 +42,7 @@ pub fn check(document: &Value, schema: &Value, value: &Value) -> Result<(), Stri
             "maxLength" => {
                 value.as_str().is_none_or(|text| text.chars().count() as u64 <= rule.as_u64().unwrap())
             }
-            "pattern" => {
-                assert_eq!(rule, "^[!-~]+$");
-                value
-                    .as_str()
-                    .is_none_or(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()))
-            }
+            "pattern" => value.as_str().is_none_or(|text| matches_pattern(rule.as_str().unwrap(), text)),
             "minItems" => value.as_array().is_none_or(|list| list.len() as u64 >= rule.as_u64().unwrap()),
             "maxItems" => value.as_array().is_none_or(|list| list.len() as u64 <= rule.as_u64().unwrap()),
             "items" => {
@@ -90,12 +85,30 @@ fn check_fields(document: &Value, schema: &Value, value: &Value) -> Result<(), S
     Ok(())
 }
 
+/// As many patterns as there are.
+fn matches_pattern(pattern: &str, text: &str) -> bool {
+    match pattern {
+        "^[!-~]+$" => !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()),
+        "^[0-9a-f]{1,8}-[0-9a-f]{1,16}-[0-9a-f]{1,8}$" => {
+            let parts: Vec<&str> = text.split('-').collect();
+            let hexadecimal = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+            let lengths = parts.iter().zip([8, 16, 8]);
+            parts.len() == 3
+                && lengths
+                    .into_iter()
+                    .all(|(part, most)| (1..=most).contains(&part.len()) && hexadecimal(part))
+        }
+        other => panic!("the pattern {other} is not known here"),
+    }
+}
+
 fn is(name: &str, value: &Value) -> bool {
     match name {
         "object" => value.is_object(),
         "array" => value.is_array(),
         "string" => value.is_string(),
         "null" => value.is_null(),
+        "boolean" => value.is_boolean(),
         "number" => value.is_number(),
         "integer" => value.as_f64().is_some_and(|number| number.fract() == 0.0),
         other => panic!("the type {other} is not known here"),

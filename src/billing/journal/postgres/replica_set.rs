@@ -378,7 +378,13 @@ fn note(message: &AsyncMessage, unreplicated: &AtomicU64) {
         if *notice.code() == SqlState::WARNING {
             unreplicated.fetch_add(1, Ordering::SeqCst);
         }
-        tracing::warn!(notice = notice.message(), "notice of a journal's server");
+        // Such as that a table is there already.
+        let harmless = [Severity::Debug, Severity::Info, Severity::Log, Severity::Notice];
+        if notice.parsed_severity().is_some_and(|severity| harmless.contains(&severity)) {
+            tracing::debug!(notice = notice.message(), "notice of a journal's server");
+        } else {
+            tracing::warn!(notice = notice.message(), "warning of a journal's server");
+        }
     }
 }
 

@@ -101,13 +101,15 @@ async fn a_projector_at_the_tail_reads_nothing(bed: Bed) {
     first.task.await.unwrap();
     owner.take_over().await;
     let ledger = Shaky::new(&journal);
-    ledger.plan(|step, _| {
+    ledger.plan(|step, call| {
         assert!(["claim", "project"].contains(&step), "{step}");
-        Fate::Fine
+        if call == 0 { Fate::HeldBefore } else { Fate::Fine }
     });
     let second = start(&mut owner, &ledger, config());
-    // The claim has been answered, and offers are kept, once the ledger is told to be where it is.
-    second.reached(owner.seq).await;
+    // The owner works before the ledger is claimed.
+    ledger.is_held().await;
+    owner.work(3).await;
+    ledger.let_go();
     for _ in 0..20 {
         owner.work(1).await;
         second.reached(owner.seq).await;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::super::backend::Backend;
@@ -17,7 +17,7 @@ use super::super::tenure::Tenure;
 use super::super::transfer::Transfer;
 use super::super::{Failure, Unmovable};
 use super::{Owner, Turn};
-use crate::billing::domain::{Command, Outgoing, Reply};
+use crate::billing::domain::{Command, Outgoing, Refusal, Reply};
 
 /// Buckets of one shard on their way at once. Each has its image in memory; and while one commits, the next ones travel.
 const UNDER_WAY_MAX: usize = 8;
@@ -74,9 +74,7 @@ impl<B: Backend> Departures<B> {
         loop {
             match self.steps.join_next().await {
                 Some(Ok(step)) => return step,
-                Some(Err(error)) => {
-                    tracing::error!(shard = self.tenure.shard, %error, "the task of a bucket that leaves failed");
-                }
+                Some(Err(error)) => self.tell_failed(&error),
                 None => std::future::pending().await,
             }
         }
@@ -84,7 +82,17 @@ impl<B: Backend> Departures<B> {
 
     /// What else is done already.
     pub fn ready(&mut self) -> Option<Step> {
-        self.steps.try_join_next()?.ok()
+        loop {
+            match self.steps.try_join_next()? {
+                Ok(step) => return Some(step),
+                Err(error) => self.tell_failed(&error),
+            }
+        }
+    }
+
+    fn tell_failed(&self, error: &JoinError) {
+        let shard = self.tenure.shard;
+        tracing::error!(shard, %error, "a bucket that leaves is stuck until the shard changes hands");
     }
 
     fn look(&mut self, bucket: u16, generation: u64, to: u32, reply: oneshot::Sender<Answer>) {
@@ -150,9 +158,13 @@ impl<B: Backend> Owner<B> {
     fn begin(&mut self, bucket: u16, to: u32, reply: oneshot::Sender<Answer>) {
         if let Some(departure) = self.departures.under_way.get_mut(&bucket)
             && departure.to == to
-            && departure.waiting.len() < WAITING_MAX
         {
-            return departure.waiting.push(reply);
+            departure.waiting.retain(|reply| !reply.is_closed());
+            match departure.waiting.len() {
+                0..WAITING_MAX => departure.waiting.push(reply),
+                _ => drop(reply.send(Err(Failure::Unknown))),
+            }
+            return;
         }
         match self.may_leave(bucket, to) {
             Ok(Some(generation)) => self.departures.look(bucket, generation, to, reply),
@@ -202,7 +214,7 @@ impl<B: Backend> Owner<B> {
     /// Its timers run here from now on, and its orders leave here once this is durable.
     fn adopt(&mut self, generation: u64, image: Box<[u8]>, turn: &mut Turn) -> Answer {
         let Some(bucket) = Outgoing::bucket_of_image(&image) else {
-            return Err(crate::billing::domain::Refusal::BadBucket.into());
+            return Err(Refusal::BadBucket.into());
         };
         let applied = self.apply(Command::Adopt { generation, image }, turn);
         match applied.result {

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
+use super::super::map::Map;
+use super::super::seat::Errand;
 use super::super::{Failure, Router, Unmovable, WallClock};
 use super::fake::{Fake, Moment, When};
 use super::street::Street;
@@ -164,6 +166,62 @@ async fn requests_wait_for_a_bucket_on_its_way() {
         insist(&router, 1, &name, add(1)).await.unwrap();
     }
     assert_eq!(router.get(1).await.unwrap().balance, Money::new(102));
+}
+
+/// A bucket has arrived and its map is not set yet: it must not leave again, whoever asks by an older map.
+#[tokio::test(start_paused = true)]
+async fn a_move_is_over_before_the_next_one_begins() {
+    let (fake, wall) = (Fake::new(2), WallClock::since(START));
+    let router = start(config("a", 2), &fake, &wall, notifier::Config::default()).await;
+    settled(&router).await;
+    router.operate(1, key("create"), create(100, 0)).await.unwrap();
+    let bucket = bucket_of(1);
+    let (home, other) = (u32::from(bucket % 2), 1 - u32::from(bucket % 2));
+    fake.set_trap(Some((Moment::Map, When::Before)));
+    let mover = router.clone();
+    let moving = tokio::spawn(async move { mover.move_bucket(bucket, other).await });
+    while !fake.is_trapped() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let back = |reply| Errand::Move { bucket, to: home, reply };
+    let refused = router.0.seats[other as usize].have_done(PATIENCE, back).await;
+    assert!(matches!(refused, Err(Failure::Busy { .. })), "{refused:?}");
+    fake.set_trap(None);
+    moving.await.unwrap().unwrap();
+    moved(&[&router], bucket, home).await;
+    assert_eq!(router.get(1).await.unwrap().balance, Money::new(100));
+}
+
+/// Whoever was stopped between reading the map and setting it undoes nothing that came meanwhile, though it looks the same;
+/// and whoever may not set it does not say that it is done.
+#[tokio::test(start_paused = true)]
+async fn an_old_hand_does_not_set_the_map() {
+    let fake = Fake::new(2);
+    let link = fake.another();
+    let (map, may) = (Arc::new(Map::new(fake.map())), Arc::new(AtomicBool::new(true)));
+    link.set_trap(Some((Moment::Map, When::Before)));
+    let setting = tokio::spawn({
+        let (map, link, may) = (Arc::clone(&map), link.clone(), Arc::clone(&may));
+        async move { map.set(&link, 0, 0, 1, || may.load(Relaxed)).await }
+    });
+    while !link.is_trapped() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Somebody else does it, and the bucket comes back.
+    let fresh = Map::new(fake.map());
+    fresh.set(&fake, 0, 0, 1, || true).await;
+    fresh.set(&fake, 0, 1, 0, || true).await;
+    let version = fake.map().version;
+    may.store(false, Relaxed);
+    link.set_trap(None);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!((fake.map().version, fake.map().shards[0]), (version, 0));
+    assert!(!setting.is_finished());
+    // Its lease lasts after all.
+    may.store(true, Relaxed);
+    setting.await.unwrap();
+    assert_eq!((fake.map().version, fake.map().shards[0]), (version + 1, 1));
+    map.set(&link, 0, 0, 1, || panic!("it is done")).await;
 }
 
 /// A listing leaves no account out because its bucket is on its way.

@@ -122,6 +122,27 @@ async fn a_receiver_that_fails_and_heals_gets_every_order() {
     assert_eq!(delivered.len(), 6, "each once after it healed: {delivered:?}");
 }
 
+/// Orders that wait for long, because the receiver was ill, leave when it answers somebody else.
+#[tokio::test]
+async fn a_receiver_that_is_well_again_gets_what_waits() {
+    let (directory, receiver) = (tempfile::tempdir().unwrap(), Receiver::start(Manner::Answer(500)).await);
+    let never = Backoff { min: Duration::from_secs(3600), max: Duration::from_secs(3600) };
+    let notifier = notifier::Config { retry: never, illness: Duration::ZERO, ..to(&receiver) };
+    let router = node(directory.path(), 2, WallClock::system(), notifier).await;
+    for id in 1..=20 {
+        router.operate(id, key("create"), create(1, 0)).await.unwrap();
+        router.operate(id, key("all"), withdraw(1)).await.unwrap();
+    }
+    receiver.wait_for(|heard| heard.len() == 20).await;
+    receiver.set(OK);
+    router.operate(21, key("create"), create(1, 0)).await.unwrap();
+    router.operate(21, key("all"), withdraw(1)).await.unwrap();
+    for id in 1..=21 {
+        until(&router, id, |account| account.overrun.is_some()).await;
+    }
+    assert_eq!(receiver.heard().iter().filter(|heard| heard.manner == OK).count(), 21, "each once");
+}
+
 /// Dry and funded within one batch: the depletion never was without its money.
 #[tokio::test]
 async fn money_before_the_commit_means_no_order() {

@@ -46,8 +46,14 @@ async fn the_other_node_says_where_and_takes_over_from_the_dead() {
     let cluster = b.cluster().await;
     assert_eq!((cluster.node.as_str(), cluster.shards[0].node.as_str()), ("b", "a"));
     assert!(cluster.shards[0].writable);
+    let asker = b.clone();
+    // Whoever forwarded something to it need not wait for longer than that.
+    let left = tokio::spawn(async move { asker.left(&[1, 2], "a:8200").await });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!left.is_finished());
     let dead = clock::now();
     a.crash().await;
+    left.await.unwrap();
     let account = loop {
         match b.operate(1, key("add"), add(1)).await {
             Ok(account) => break account,
@@ -58,6 +64,23 @@ async fn the_other_node_says_where_and_takes_over_from_the_dead() {
     assert_eq!(account.balance, Money::new(101));
     assert!(took <= Duration::from_secs(5), "{took:?}");
     println!("taken over after {took:?}");
+}
+
+/// What was written after a follower had read and before it looked at the lease is what it lacks.
+#[tokio::test(start_paused = true)]
+async fn a_follower_says_how_far_it_is_behind() {
+    let (fake, wall) = (Fake::new(1), WallClock::since(START));
+    let (a, b) = two(&fake, &fake.another(), &wall).await;
+    let lag = |router: &Router| router.0.seats[0].gauges.lag.get();
+    insist(&a, 1, "create", create(0, 0)).await.unwrap();
+    let mut n = 0;
+    while lag(&b) == 0 {
+        n += 1;
+        assert!(n < 10_000, "it never was behind");
+        a.operate(1, key(&format!("{n}")), add(1)).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((lag(&a), lag(&b)), (0, 0), "it caught up");
 }
 
 /// A node that cannot reach the journal writes, answers and reads nothing once its lease is over, and follows when it can.
