@@ -5,30 +5,33 @@ import statistics
 
 import servers
 
-# Before memory is measured: buffers have grown, and the journal's tables are there.
-WARM_ACCOUNTS, WARM_OPERATIONS = 1000, 200_000
-# For each account, to tell what an idempotency key takes. With more of them forefront would make a snapshot meanwhile.
-OPERATIONS_COUNTED = 2
+WARM_ACCOUNTS = 1000
 
 
 def prepare(server: servers.Server, accounts: int, remembered: bool) -> dict | None:
-    """Creates the accounts. If `remembered`, tells bytes per account, with the keys of their creation, and per key."""
+    """Creates the accounts. If `remembered`, tells bytes per account, with the keys of their creation, and per operation.
+
+    As many operations come before as accounts are created, and as many after: buffers have grown by then, and what grows in
+    steps has as many of them in either half. More would make forefront write a snapshot meanwhile.
+    """
     server.grow(WARM_ACCOUNTS)
-    operations = ["load", server.address, "--accounts"]
-    server.client.run(*operations, WARM_ACCOUNTS, "--operations", WARM_OPERATIONS)
-    server.settle()
-    before = server.rss()
-    server.grow(accounts)
-    server.settle()
-    created = server.rss()
+    operate = ["load", server.address, "--operations", accounts, "--accounts"]
     if not remembered:
+        server.grow(accounts)
+        server.settle()
         return None
-    counted = OPERATIONS_COUNTED * accounts
-    server.client.run(*operations, accounts, "--operations", counted)
-    server.settle()
-    operated = server.rss()
-    grown = (created - before) / (accounts - WARM_ACCOUNTS)
-    key = (operated - created) / counted
+    sizes = []
+    steps = (
+        lambda: server.client.run(*operate, WARM_ACCOUNTS),
+        lambda: server.grow(accounts),
+        lambda: server.client.run(*operate, accounts),
+    )
+    for step in steps:
+        step()
+        server.settle()
+        sizes.append(server.rss())
+    before, created, operated = sizes
+    grown, key = (created - before) / (accounts - WARM_ACCOUNTS), (operated - created) / accounts
     return {"account_and_key": grown, "key": key, "account": grown - key}
 
 
