@@ -1,7 +1,8 @@
 //! The ledger: a line for each event of an account, with the account as it was after it. It is derived from the batches by
 //! whoever owns the shard, and read without them.
 //!
-//! The newest line of an account in a shard is the account; so there is no second table to be kept in step with it.
+//! The newest line of an account in a shard is the account; so there is no second table to be kept in step with it. What a
+//! database has of all accounts besides, a [`Base`], is of some batch that is past, and never changed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,6 +17,8 @@ pub struct Stretch {
     pub epoch: u64,
     pub after: u64,
     pub through: u64,
+    /// The time of the last of them; never before that of an earlier stretch, nor before any time in its lines.
+    pub at: Micros,
 }
 
 /// What one event, or one move, did to one account. (shard, account, seq, position) is its identity for ever.
@@ -61,9 +64,6 @@ const KINDS: [LineKind; 10] = [
 ];
 
 impl LineKind {
-    pub(super) const ADOPTED: u8 = 9;
-    pub(super) const RELEASED: u8 = 10;
-
     /// From 1.
     pub(super) fn code(self) -> u8 {
         KINDS.iter().position(|kind| *kind == self).map_or(0, |place| place as u8 + 1)
@@ -83,6 +83,22 @@ impl Line {
     /// Of an account that came, went or was carried over as it was.
     pub fn of_row(seq: u64, position: u32, kind: LineKind, at: Micros, after: Row) -> Line {
         Line { seq, position, kind, at, amount: Money::ZERO, charged: Money::ZERO, after, key: None }
+    }
+}
+
+impl Line {
+    /// Whether the account, in any shard, has no older one.
+    pub(super) fn is_first(&self) -> bool {
+        self.kind == LineKind::Event(EventKind::Created)
+    }
+
+    /// Whether it is one of these, and the account was so after it.
+    pub(super) fn left(&self, which: Left, row: &Row) -> bool {
+        let counts = match which {
+            Left::Told => matches!(self.kind, LineKind::Event(_) | LineKind::Carried),
+            Left::Released => self.kind == LineKind::Released,
+        };
+        counts && self.after == *row
     }
 }
 
@@ -136,25 +152,38 @@ impl FromStr for Cursor {
     }
 }
 
-/// Which lines to forget: a bounded piece of all accounts of a shard.
+/// Which lines to forget: a bounded piece of a shard's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sweep {
     pub shard: u32,
-    /// Those from before this time.
+    /// Pages that were written whole before this time.
     pub before: Micros,
-    /// Of accounts beyond this one, at most so many, and of each at most so many lines.
-    pub after: Option<u64>,
-    pub accounts: usize,
-    pub lines: usize,
+    /// From the first of these groups to the last.
+    pub first: u16,
+    pub last: u16,
+    /// Of each group at most so many, the oldest first.
+    pub pages: u32,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// The last account that was looked at; None: there was none.
-    pub last: Option<u64>,
     pub lines: u64,
-    /// An account has more than was asked for: the same is to be asked again.
+    /// A group has, or may have, more than was asked for: the same is to be asked again.
     pub more: bool,
+    /// There are such pages that no [`Base`] stands for yet, and so they stay.
+    pub held: bool,
+}
+
+/// All accounts of some groups of a shard, as a batch left them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Base {
+    pub shard: u32,
+    pub epoch: u64,
+    /// The batch. It is in the ledger.
+    pub seq: u64,
+    /// From the first of these groups to the last.
+    pub first: u16,
+    pub last: u16,
 }
 
 /// A piece of an account's history, newest first.
@@ -168,8 +197,8 @@ pub struct History {
 }
 
 impl Journal {
-    /// Lines of an account that `shard` has now, before `before` or from the newest on, through every shard that had it. A
-    /// page costs as much as it is long, however long the history. Errors: `Unavailable`, `Corrupt`, `Damaged`.
+    /// Lines of an account that `shard` has now, before `before` or from the newest on, through every shard that had it. It
+    /// costs as many pages of the account's group as it goes back, however long the history. Errors: `Unavailable`, `Corrupt`, `Damaged`.
     pub async fn history(
         &self,
         shard: u32,
@@ -189,6 +218,10 @@ impl Journal {
                 let entry = Entry { shard: place.shard, line };
                 place = Cursor::from(&entry);
                 match line.kind {
+                    _ if line.is_first() => {
+                        history.entries.push(entry);
+                        break 'pages;
+                    }
                     LineKind::Event(_) | LineKind::Carried => history.entries.push(entry),
                     LineKind::Released => {}
                     LineKind::Adopted => {
@@ -220,9 +253,11 @@ impl Journal {
         if let Some(maker) = self.find_line(&row, Left::Told, place).await? {
             return Ok((Some(maker), true));
         }
-        // Forgotten, if the shard that had it has told of the release or has nothing more to tell; otherwise yet to come.
+        // Forgotten, if lines of its time are, or if the shard that had it has told of the release or has nothing more to tell;
+        // otherwise yet to come.
         let released = self.find_line(&row, Left::Released, place).await?;
-        Ok((None, released.is_some() || self.ledger_is_level().await?))
+        let gone = released.is_some() || self.has_forgotten(row.since).await?;
+        Ok((None, gone || self.ledger_is_level().await?))
     }
 }
 
@@ -243,8 +278,8 @@ mod tests {
         let codes: Vec<u8> = KINDS.iter().map(|kind| kind.code()).collect();
         assert_eq!(codes, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
         assert_eq!(LineKind::Event(EventKind::Withdrawn).code(), 3);
-        assert_eq!(LineKind::from_code(LineKind::ADOPTED), Some(LineKind::Adopted));
-        assert_eq!(LineKind::from_code(LineKind::RELEASED), Some(LineKind::Released));
+        let views = [(8, LineKind::Carried), (9, LineKind::Adopted), (10, LineKind::Released)];
+        assert!(views.iter().all(|(code, kind)| LineKind::from_code(*code) == Some(*kind)));
         assert!(codes.iter().all(|code| LineKind::from_code(*code).map(LineKind::code) == Some(*code)));
         assert_eq!((LineKind::from_code(0), LineKind::from_code(11)), (None, None));
     }

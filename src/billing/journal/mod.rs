@@ -23,6 +23,7 @@ mod error;
 mod framing;
 mod lease;
 mod ledger;
+mod pages;
 mod postgres;
 mod status;
 #[cfg(test)]
@@ -37,7 +38,8 @@ pub use embedded::Embedded;
 pub use error::{Cause, Error};
 pub use framing::checksum;
 pub use lease::{Acquisition, BUCKETS, BucketMap, Lease, Node};
-pub use ledger::{Cursor, Entry, History, Line, LineKind, NoCursor, Stretch, Sweep, Swept};
+pub use ledger::{Base, Cursor, Entry, History, Line, LineKind, NoCursor, Stretch, Sweep, Swept};
+pub use pages::{GROUPS, Offers, group_of};
 pub use postgres::Postgres;
 pub use status::{MemberState, MemberStatus, ReplicaSetStatus};
 
@@ -205,8 +207,7 @@ impl Journal {
     /// Writes the lines of these batches and moves the ledger to the last of them, both or neither, once: what was written
     /// before, as a lost answer may have been, is not written again. Errors: `Fenced`, `OutOfOrder` (the ledger does not
     /// stand at `after`), `Unavailable`, `Unknown`; after the last two it is to be called again as it was.
-    pub async fn project(&self, stretch: &Stretch, lines: &Arc<Vec<Line>>) -> Result<(), Error> {
-        let lines = Lines { lines: Arc::clone(lines), at: 0 };
+    pub async fn project(&self, stretch: &Stretch, lines: &Arc<Offers>) -> Result<(), Error> {
         either!(self, engine => engine.project(stretch, lines).await)
     }
 
@@ -215,25 +216,35 @@ impl Journal {
     pub async fn carry(
         &self,
         stretch: &Stretch,
-        at: Micros,
         rows: impl Iterator<Item = Row> + Send + 'static,
     ) -> Result<(), Error> {
-        let seq = stretch.through;
-        let lines = rows.map(move |row| Line::of_row(seq, 0, LineKind::Carried, at, row));
-        either!(self, engine => engine.carry(stretch, lines).await)
+        let Stretch { through, at, .. } = *stretch;
+        let lines = rows.map(move |row| Line::of_row(through, 0, LineKind::Carried, at, row));
+        either!(self, engine => engine.carry(stretch, Carried { lines }).await)
     }
 
-    /// The accounts of a shard as the ledger has them, by id, beyond `after`.
-    pub async fn projected_accounts(
-        &self,
-        shard: u32,
-        after: Option<u64>,
-        limit: usize,
-    ) -> Result<Vec<Row>, Error> {
-        either!(self, engine => engine.projected_accounts(shard, after, limit).await)
+    /// Whether [`Journal::put_base`] has a use: whether reports over all accounts are read here, by others.
+    pub fn keeps_bases(&self) -> bool {
+        matches!(self, Journal::Postgres(_))
     }
 
-    /// Forgets old lines, but never the newest of an account. Errors: `Unavailable`, `Unknown`; it may be called again.
+    /// Puts these accounts, in the order of their groups, in the place of what was there of these groups. Without a use,
+    /// nothing. Errors: `Fenced`, `OutOfOrder` (the ledger is not as far), `Unavailable`, `Unknown`; it may be called again.
+    pub async fn put_base(&self, base: &Base, rows: &[Row]) -> Result<(), Error> {
+        match self {
+            Journal::Embedded(_) => Ok(()),
+            Journal::Postgres(engine) => engine.put_base(base, rows).await,
+        }
+    }
+
+    /// The accounts of some groups of a shard, from the first to the last, as the ledger has them. None of those whose lines
+    /// are all forgotten, where no base is kept.
+    pub async fn projected_accounts(&self, shard: u32, first: u16, last: u16) -> Result<Vec<Row>, Error> {
+        either!(self, engine => engine.projected_accounts(shard, first, last).await)
+    }
+
+    /// Forgets old lines, by whole pages, and where bases are kept only what one stands for. Errors: `Unavailable`,
+    /// `Unknown`; it may be called again.
     pub async fn forget_lines(&self, sweep: &Sweep) -> Result<Swept, Error> {
         either!(self, engine => engine.forget_lines(sweep).await)
     }
@@ -247,6 +258,11 @@ impl Journal {
     /// place.
     async fn find_line(&self, row: &Row, which: Left, below: Cursor) -> Result<Option<Entry>, Error> {
         either!(self, engine => engine.find_line(row, which, below).await)
+    }
+
+    /// Have lines of this time, or later, been forgotten in some shard?
+    async fn has_forgotten(&self, at: Micros) -> Result<bool, Error> {
+        either!(self, engine => engine.has_forgotten(at).await)
     }
 
     /// Has the ledger of every shard all batches, or had it a moment ago?
@@ -269,18 +285,17 @@ impl Journal {
     }
 }
 
-/// Shared lines, given out one by one.
-struct Lines {
-    lines: Arc<Vec<Line>>,
-    at: usize,
+/// Lines that are made on the way, in chunks that are grouped each by itself.
+struct Carried<I> {
+    lines: I,
 }
 
-impl Iterator for Lines {
-    type Item = Line;
+impl<I: Iterator<Item = Line>> Iterator for Carried<I> {
+    type Item = Arc<Offers>;
 
-    fn next(&mut self) -> Option<Line> {
-        let line = self.lines.get(self.at).copied();
-        self.at += 1;
-        line
+    fn next(&mut self) -> Option<Arc<Offers>> {
+        const CHUNK_LINES: usize = 65_536;
+        let lines: Vec<Line> = self.lines.by_ref().take(CHUNK_LINES).collect();
+        (!lines.is_empty()).then(|| Arc::new(vec![lines]))
     }
 }

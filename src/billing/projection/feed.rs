@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Config, Metrics};
 use crate::billing::domain::Micros;
-use crate::billing::journal::Line;
+use crate::billing::journal::{Line, Offers};
 
 /// The owner's end, and that of whoever waits for the ledger. Cheap to clone.
 #[derive(Clone)]
@@ -43,19 +43,26 @@ struct Queue {
     /// The last batch that is durable.
     last: u64,
     at: Micros,
-    offers: VecDeque<(u64, Vec<Line>)>,
+    offers: VecDeque<(u64, Micros, Vec<Line>)>,
     /// An offer without lines counts as one.
     lines: usize,
 }
 
 /// What the projector is to do next.
 pub(super) enum Taken {
-    /// All lines of the batches up to this one.
-    Lines(u64, Vec<Line>),
+    Lines(Chunk),
     /// What was offered was dropped: the journal has it.
     Behind,
     /// There is nothing left, and nothing more comes.
     Closed,
+}
+
+/// All lines of the batches up to one, as they were offered.
+pub(super) struct Chunk {
+    pub(super) through: u64,
+    /// Its time.
+    pub(super) at: Micros,
+    pub(super) offers: Offers,
 }
 
 impl Feed {
@@ -93,7 +100,7 @@ impl Feed {
             shared.overflows.inc();
             shared.urgent.notify_one();
         } else {
-            queue.offers.push_back((seq, lines));
+            queue.offers.push_back((seq, at, lines));
             if queue.lines >= shared.chunk_lines {
                 shared.urgent.notify_one();
             }
@@ -215,17 +222,19 @@ impl Queue {
     }
 
     fn pop(&mut self, projected: u64, chunk_lines: usize) -> Option<Taken> {
-        let (mut through, mut lines) = (projected, Vec::new());
-        while lines.len() < chunk_lines
-            && let Some((seq, some)) = self.offers.pop_front()
+        let mut chunk = Chunk { through: projected, at: self.at, offers: Vec::new() };
+        let mut lines = 0;
+        while lines < chunk_lines
+            && let Some((seq, at, some)) = self.offers.pop_front()
         {
             self.lines -= some.len().max(1);
             match seq {
                 // It was offered while it was derived from the journal.
-                seq if seq <= through => {}
-                seq if seq == through + 1 => {
-                    through = seq;
-                    if lines.is_empty() { lines = some } else { lines.extend(some) }
+                seq if seq <= chunk.through => {}
+                seq if seq == chunk.through + 1 => {
+                    (chunk.through, chunk.at) = (seq, at);
+                    lines += some.len().max(1);
+                    chunk.offers.push(some);
                 }
                 _ => {
                     self.close();
@@ -233,7 +242,7 @@ impl Queue {
                 }
             }
         }
-        (through > projected).then_some(Taken::Lines(through, lines))
+        (chunk.through > projected).then_some(Taken::Lines(chunk))
     }
 }
 

@@ -12,6 +12,7 @@ pub struct Metrics {
     pub(super) catch_ups: IntCounter,
     pub(super) carried: IntCounter,
     pub(super) forgotten: IntCounter,
+    pub(super) accounts: IntCounter,
     lag: IntGaugeVec,
 }
 
@@ -41,6 +42,7 @@ impl Metrics {
             catch_ups: counter("catch_ups", "Times that lines were derived from the journal")?,
             carried: counter("carried", "Times that the ledger began anew with a snapshot")?,
             forgotten: counter("forgotten", "Lines forgotten for their age")?,
+            accounts: counter("accounts", "Accounts written whole, for reports to begin with")?,
             lag: register(registry, IntGaugeVec::new(lag, &["shard"])?)?,
         })
     }

@@ -7,17 +7,19 @@
 //! ```
 //! [`apply`] notes lines while the owner works; [`Feed::offer`] hands them over once their batch is durable, and never
 //! waits; a [`Projector`] writes them, for one tenure. What is not offered is derived from the journal, which gives the same
-//! lines.
+//! lines. Beside that it forgets old lines, and now and then writes all accounts, of a snapshot, where reports are read.
 //!
 //! Never here: what a command does (`domain`), how lines are kept (`journal`), a wall clock. Nothing of this room makes a
 //! command wait; a lag, or a ledger that is away, is seen in metrics and in histories that say so, and nowhere else.
 
+mod basing;
 mod feed;
 mod lines;
 mod metrics;
 mod projector;
 mod replay;
 mod settings;
+mod sweeping;
 #[cfg(test)]
 mod tests;
 
@@ -29,8 +31,8 @@ pub use metrics::Metrics;
 pub use projector::{Office, Projector};
 pub use settings::Config;
 
-use super::domain::{Micros, Row};
-use super::journal::{Batch, Cursor, Error, History, Journal, Line, Snapshot, Stretch, Sweep, Swept};
+use super::domain::Row;
+use super::journal::{Base, Batch, Cursor, Error, History, Journal, Offers, Snapshot, Stretch, Sweep, Swept};
 
 /// A future that a task can hold.
 macro_rules! later {
@@ -41,13 +43,10 @@ macro_rules! later {
 /// call is told at [`Journal`].
 pub trait Ledger: Clone + Send + Sync + 'static {
     fn claim(&self, shard: u32, epoch: u64) -> later!(u64);
-    fn project(&self, stretch: &Stretch, lines: &Arc<Vec<Line>>) -> later!(());
-    fn carry(
-        &self,
-        stretch: &Stretch,
-        at: Micros,
-        rows: impl Iterator<Item = Row> + Send + 'static,
-    ) -> later!(());
+    fn project(&self, stretch: &Stretch, lines: &Arc<Offers>) -> later!(());
+    fn carry(&self, stretch: &Stretch, rows: impl Iterator<Item = Row> + Send + 'static) -> later!(());
+    fn keeps_bases(&self) -> bool;
+    fn put_base(&self, base: &Base, rows: &[Row]) -> later!(());
     fn batches(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> later!(Vec<Batch>);
     fn newest_snapshot(&self, shard: u32) -> later!(Option<Snapshot>);
     fn snapshot_before(&self, shard: u32, seq: u64) -> later!(Option<Snapshot>);
@@ -60,17 +59,24 @@ impl Ledger for Journal {
         Journal::claim(self, shard, epoch).await
     }
 
-    async fn project(&self, stretch: &Stretch, lines: &Arc<Vec<Line>>) -> Result<(), Error> {
+    async fn project(&self, stretch: &Stretch, lines: &Arc<Offers>) -> Result<(), Error> {
         Journal::project(self, stretch, lines).await
     }
 
     async fn carry(
         &self,
         stretch: &Stretch,
-        at: Micros,
         rows: impl Iterator<Item = Row> + Send + 'static,
     ) -> Result<(), Error> {
-        Journal::carry(self, stretch, at, rows).await
+        Journal::carry(self, stretch, rows).await
+    }
+
+    fn keeps_bases(&self) -> bool {
+        Journal::keeps_bases(self)
+    }
+
+    async fn put_base(&self, base: &Base, rows: &[Row]) -> Result<(), Error> {
+        Journal::put_base(self, base, rows).await
     }
 
     async fn batches(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Vec<Batch>, Error> {

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::feed::{Feed, Taken};
+use super::basing::{Accounts, Basing};
+use super::feed::{Chunk, Feed, Taken};
 use super::replay::Replay;
+use super::sweeping::Sweeping;
 use super::{Config, Ledger, Metrics};
 use crate::billing::domain::Micros;
-use crate::billing::journal::{Error, Line, Stretch, Sweep, Swept};
+use crate::billing::journal::{Error, Line, Stretch};
 use crate::clock;
 use crate::resilience::backoff::Backoff;
 
@@ -23,11 +25,6 @@ const READ_BYTES: usize = 128 << 10;
 const NEAR_BATCHES: u64 = 64;
 /// The longest rest after a piece of work.
 const REST_MAX: Duration = Duration::from_millis(250);
-/// Accounts looked through in one go for lines that are too old, and lines of each.
-const SWEPT_ACCOUNTS: usize = 256;
-const SWEPT_LINES: usize = 1000;
-/// Between two such.
-const SWEEP_REST: Duration = Duration::from_millis(50);
 
 /// Whose ledger it is.
 pub struct Office<L> {
@@ -46,6 +43,8 @@ pub struct Projector<L> {
     office: Office<L>,
     feed: Feed,
     failing: bool,
+    /// None where no bases are kept.
+    basing: Option<Basing>,
 }
 
 /// Why it does not go on as it was.
@@ -82,7 +81,8 @@ macro_rules! insist {
 impl<L: Ledger> Projector<L> {
     pub fn new(office: Office<L>) -> (Projector<L>, Feed) {
         let feed = Feed::new(office.shard, office.last, office.at, &office.config, &office.metrics);
-        (Projector { office, feed: feed.clone(), failing: false }, feed)
+        let basing = office.ledger.keeps_bases().then(|| Basing::new(&office.config));
+        (Projector { office, feed: feed.clone(), failing: false, basing }, feed)
     }
 
     /// Until the feed is closed and empty, or another owner's projector has come. May be dropped at any time: what is not
@@ -149,11 +149,15 @@ impl<L: Ledger> Projector<L> {
                     self.sweep(&mut sweeping).await?;
                     continue;
                 }
+                loaded = due(&mut self.basing) => {
+                    self.base(loaded, projected).await?;
+                    continue;
+                }
             };
             match taken {
-                Taken::Lines(through, lines) => {
+                Taken::Lines(chunk) => {
                     let began = clock::now();
-                    projected = self.write(projected, through, lines).await?;
+                    projected = self.write(projected, chunk).await?;
                     self.rest(began).await;
                 }
                 Taken::Behind => return Ok(projected),
@@ -162,21 +166,26 @@ impl<L: Ledger> Projector<L> {
         }
     }
 
-    async fn write(&mut self, after: u64, through: u64, lines: Vec<Line>) -> Result<u64, Over> {
+    async fn write(&mut self, after: u64, chunk: Chunk) -> Result<u64, Over> {
         let Office { shard, epoch, .. } = self.office;
+        let Chunk { through, at, offers } = chunk;
         let began = clock::now();
-        let stretch = Stretch { shard, epoch, after, through };
-        let lines = Arc::new(lines);
-        insist!(self, self.office.ledger.project(&stretch, &lines))?;
+        let stretch = Stretch { shard, epoch, after, through, at };
+        let count = offers.iter().map(|lines| lines.len() as u64).sum();
+        let offers = Arc::new(offers);
+        insist!(self, self.office.ledger.project(&stretch, &offers))?;
         let Metrics { events, write, .. } = &self.office.metrics;
-        events.inc_by(lines.len() as u64);
+        events.inc_by(count);
         write.observe((clock::now() - began).as_secs_f64());
+        if let Some(basing) = &mut self.basing {
+            basing.wrote(count);
+        }
         self.feed.tell(through);
         Ok(through)
     }
 
     /// As long as the work took: so at most half of one core goes into the ledger, however much there is to write.
-    async fn rest(&self, began: Instant) {
+    async fn rest(&mut self, began: Instant) {
         match self.feed.is_urgent() {
             true => tokio::task::yield_now().await,
             false => sleep((clock::now() - began).min(REST_MAX)).await,
@@ -184,20 +193,45 @@ impl<L: Ledger> Projector<L> {
     }
 
     async fn sweep(&mut self, sweeping: &mut Sweeping) -> Result<(), Over> {
-        let Some(before) = sweeping.before(self.feed.at()) else {
-            sweeping.rest_long();
+        let Some(sweep) = sweeping.sweep(self.office.shard, self.feed.at()) else { return Ok(()) };
+        let swept = insist!(self, self.office.ledger.forget_lines(&sweep))?;
+        self.office.metrics.forgotten.inc_by(swept.lines);
+        if let Some(basing) = &mut self.basing
+            && swept.held
+        {
+            basing.want();
+        }
+        sweeping.went_on(&sweep, &swept);
+        Ok(())
+    }
+
+    /// A step of writing all accounts; lines have their turn between two.
+    async fn base(&mut self, loaded: Option<Result<Accounts, Error>>, projected: u64) -> Result<(), Over> {
+        let Office { shard, epoch, .. } = self.office;
+        let Some(basing) = &mut self.basing else { return Ok(()) };
+        match loaded {
+            Some(Ok(accounts)) => {
+                basing.loaded(accounts);
+                return Ok(());
+            }
+            Some(Err(error)) => {
+                // It is tried again when the next is due.
+                let error = chain(&error);
+                tracing::warn!(shard, error, "accounts cannot be written for reports, older ones are used");
+                return Ok(());
+            }
+            None => {}
+        }
+        let Some((base, rows)) = basing.piece(shard, epoch) else {
+            basing.begin(&self.office.ledger, shard, projected);
             return Ok(());
         };
-        let sweep = Sweep {
-            shard: self.office.shard,
-            before,
-            after: sweeping.after,
-            accounts: SWEPT_ACCOUNTS,
-            lines: SWEPT_LINES,
-        };
-        let Swept { last, lines, more } = insist!(self, self.office.ledger.forget_lines(&sweep))?;
-        self.office.metrics.forgotten.inc_by(lines);
-        sweeping.went_on(last, more);
+        let (began, rows) = (clock::now(), rows.to_vec());
+        insist!(self, self.office.ledger.put_base(&base, &rows))?;
+        self.office.metrics.accounts.inc_by(rows.len() as u64);
+        if let Some(basing) = &mut self.basing {
+            basing.went_on(base.last, clock::now() - began);
+        }
         Ok(())
     }
 
@@ -216,16 +250,15 @@ impl<L: Ledger> Projector<L> {
         let (mut replay, mut projected) = self.load(projected).await?;
         let mut lines = Vec::new();
         loop {
-            let is_far = |batch: u64| batch.saturating_sub(replay.seq) > NEAR_BATCHES;
             match self.feed.opened() {
-                Some(after) if after <= replay.seq => {
+                Some(after) if after <= projected => {
                     tracing::info!(shard, projected, "the ledger has caught up");
                     return Ok(projected);
                 }
                 // What is offered now will not be needed for long.
-                Some(after) if is_far(after) => self.feed.shut(),
+                Some(after) if is_far(after, replay.seq) => self.feed.shut(),
                 Some(_) => {}
-                None if !is_far(self.feed.last()) => {
+                None if !is_far(self.feed.last(), replay.seq) => {
                     self.feed.open();
                     continue;
                 }
@@ -240,12 +273,11 @@ impl<L: Ledger> Projector<L> {
                     self.wait_after(error, &mut 0).await;
                     return Err(Over::Altered);
                 }
-                if lines.len() >= self.office.config.chunk_lines {
-                    projected = self.write(projected, replay.seq, std::mem::take(&mut lines)).await?;
-                }
             }
-            if replay.seq > projected {
-                projected = self.write(projected, replay.seq, std::mem::take(&mut lines)).await?;
+            // Near the tail it is not waited for more: somebody may wait for these.
+            let is_full = lines.len() >= self.office.config.chunk_lines;
+            if replay.seq > projected && (is_full || !is_far(self.feed.last(), replay.seq)) {
+                projected = self.write(projected, derived(&replay, &mut lines)).await?;
             }
             match batches.is_empty() {
                 // Durable, and not to be read yet.
@@ -276,9 +308,9 @@ impl<L: Ledger> Projector<L> {
             seq = replay.seq,
             "the ledger begins with a snapshot: batches before are gone"
         );
-        let (stretch, at) =
-            (Stretch { shard, epoch, after: projected, through: replay.seq }, replay.state.last());
-        insist!(self, self.office.ledger.carry(&stretch, at, replay.rows()))?;
+        let at = replay.state.last();
+        let stretch = Stretch { shard, epoch, after: projected, through: replay.seq, at };
+        insist!(self, self.office.ledger.carry(&stretch, replay.rows()))?;
         self.office.metrics.carried.inc();
         self.feed.tell(replay.seq);
         let projected = replay.seq;
@@ -325,46 +357,19 @@ impl Drop for Ended {
     }
 }
 
-/// Where it is in looking through all accounts.
-struct Sweeping {
-    keep: Option<Duration>,
-    every: Duration,
-    next: Instant,
-    after: Option<u64>,
+/// What was derived from the journal by now.
+fn derived(replay: &Replay, lines: &mut Vec<Line>) -> Chunk {
+    Chunk { through: replay.seq, at: replay.state.last(), offers: vec![std::mem::take(lines)] }
 }
 
-impl Sweeping {
-    fn new(config: &Config) -> Sweeping {
-        // Not all shards at once, and not at every take-over.
-        let first = config.sweep_every.mul_f64(fastrand::f64());
-        Sweeping { keep: config.keep, every: config.sweep_every, next: clock::now() + first, after: None }
-    }
+fn is_far(batch: u64, from: u64) -> bool {
+    batch.saturating_sub(from) > NEAR_BATCHES
+}
 
-    async fn due(&self) {
-        match self.keep {
-            Some(_) => tokio::time::sleep_until(self.next.into()).await,
-            None => std::future::pending().await,
-        }
-    }
-
-    fn before(&self, at: Micros) -> Option<Micros> {
-        let keep = u64::try_from(self.keep?.as_micros()).unwrap_or(u64::MAX);
-        at.get().checked_sub(keep).map(Micros::new)
-    }
-
-    fn went_on(&mut self, last: Option<u64>, more: bool) {
-        match last {
-            None => self.rest_long(),
-            Some(_) => {
-                self.after = if more { self.after } else { last };
-                self.next = clock::now() + SWEEP_REST;
-            }
-        }
-    }
-
-    fn rest_long(&mut self) {
-        self.after = None;
-        self.next = clock::now() + self.every;
+async fn due(basing: &mut Option<Basing>) -> Option<Result<Accounts, Error>> {
+    match basing {
+        Some(basing) => basing.due().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,8 +1,9 @@
 //! The ledger of this engine: a store of its own beside the journal's, so that an append never waits for the ledger's writes.
 //!
 //! Nothing here waits for the disk but [`Ledger::secure`], which truncation asks before batches go. What a crash takes is
-//! derived again: the ledger comes back as it was some writes ago, at whatever batch it says, because one write moves that
-//! and holds the last lines up to there; lines beyond it, of a projection that was torn, are written again as they were.
+//! derived again: the ledger comes back as it was some writes ago, at whatever batch it says, because the lines up to there
+//! were in that write, or in those before it. A snapshot alone is more than one write; what is left of one that was torn is
+//! taken out before the next.
 
 use std::ops::RangeInclusive;
 use std::path::Path;
@@ -10,27 +11,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use bytes::{Buf, BufMut};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, UserKey, UserValue};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode};
 
+use super::pages::{self, PAGE_LINES, Page};
 use super::store::opening;
-use crate::billing::domain::{Key, Micros, Money, Row, Stage, Velocity};
+use crate::billing::domain::{Micros, Row};
 use crate::billing::journal::ledger::Left;
-use crate::billing::journal::{Cursor, Entry, Error, Line, LineKind, Stretch, Sweep, Swept, framing};
+use crate::billing::journal::pages::Grouped;
+use crate::billing::journal::{
+    Cursor, Entry, Error, GROUPS, Line, LineKind, Offers, Stretch, Sweep, Swept, framing, group_of,
+};
 
-/// Memory for lines that are in no table yet, and for those read. Histories are mostly of what is new.
+/// Memory for pages that are in no table yet, and for those read. Histories are mostly of what is new.
 const MEMTABLE_BYTES: u64 = 32 << 20;
 const CACHE_BYTES: u64 = 8 << 20;
 const LOG_BYTES: u64 = 128 << 20;
 
-/// Lines in one write: a few milliseconds.
-const WRITE_LINES: usize = 2048;
+/// Pages taken out in one write.
+const REMOVED_MAX: usize = 1024;
 
 pub(super) struct Ledger {
     database: Database,
-    /// shard, account, seq, position -> version, the line.
-    lines: Keyspace,
-    /// shard -> version, the last batch that is in.
-    projected: Keyspace,
+    /// shard, group, seq, position, number -> a page that ends at this place. Large ones are kept apart from their keys, so
+    /// that none is copied again whenever tables are merged.
+    pages: Keyspace,
+    /// shard -> version, the last batch that is in, the time before which lines may be forgotten.
+    progress: Keyspace,
     shards: Vec<Progress>,
     /// As with the journal: after an error nobody knows what the log holds.
     broken: bool,
@@ -43,6 +49,7 @@ struct Progress {
     /// Of whoever claimed it last, in the life of this process.
     epoch: u64,
     seq: u64,
+    forgotten: Micros,
 }
 
 const WRITING: &str = "writing the ledger";
@@ -55,26 +62,30 @@ impl Ledger {
             .max_journaling_size(LOG_BYTES)
             .open()
             .map_err(|error| opening(error, path))?;
-        let keyspace = |name: &str| {
-            let plain = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
-            database.keyspace(name, plain).map_err(|error| opening(error, path))
+        let keyspace = |name: &str, apart: Option<KvSeparationOptions>| {
+            let options = KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
+            let options = || options.with_kv_separation(apart);
+            database.keyspace(name, options).map_err(|error| opening(error, path))
         };
-        let (lines, projected) = (keyspace("line")?, keyspace("projected")?);
-        let mut ledger = Ledger { database, lines, projected, shards: Vec::new(), broken: false, closing };
+        let pages = keyspace("page", Some(KvSeparationOptions::default()))?;
+        let progress = keyspace("progress", None)?;
+        let mut ledger = Ledger { database, pages, progress, shards: Vec::new(), broken: false, closing };
         for shard in 0..shards {
-            let seq = ledger.stored_seq(shard)?;
-            ledger.shards.push(Progress { epoch: 0, seq });
+            let stored = ledger.stored_progress(shard)?;
+            ledger.shards.push(stored);
         }
         Ok(ledger)
     }
 
-    fn stored_seq(&self, shard: u32) -> Result<u64, Error> {
-        let Some(stored) = self.projected.get(shard.to_be_bytes()).map_err(reading(shard))? else {
-            return Ok(0);
+    fn stored_progress(&self, shard: u32) -> Result<Progress, Error> {
+        let Some(stored) = self.progress.get(shard.to_be_bytes()).map_err(reading(shard))? else {
+            return Ok(Progress::default());
         };
         let corrupt = |what: String| Error::Corrupt { shard, seq: 0, what };
+        let short = |error: bytes::TryGetError| corrupt(error.to_string());
         let mut rest = framing::unframed(&stored).map_err(corrupt)?;
-        rest.try_get_u64().map_err(|error| corrupt(error.to_string()))
+        let seq = rest.try_get_u64().map_err(short)?;
+        Ok(Progress { epoch: 0, seq, forgotten: Micros::new(rest.try_get_u64().map_err(short)?) })
     }
 
     fn progress(&mut self, shard: u32) -> Result<&mut Progress, Error> {
@@ -96,45 +107,53 @@ impl Ledger {
         Ok(own.seq)
     }
 
-    pub(super) fn project(
-        &mut self,
-        stretch: &Stretch,
-        lines: impl Iterator<Item = Line>,
-    ) -> Result<(), Error> {
+    /// In one write.
+    pub(super) fn project(&mut self, stretch: &Stretch, lines: Arc<Offers>) -> Result<(), Error> {
         if self.is_done(stretch)? {
             return Ok(());
         }
-        self.write(stretch, lines)
+        let mut write = self.database.batch();
+        self.insert(&mut write, stretch, &mut numbers(), lines);
+        self.finish(write, stretch)
     }
 
     /// What an earlier attempt may have left is taken out first, for that may have been of another snapshot.
     pub(super) fn carry(
         &mut self,
         stretch: &Stretch,
-        lines: impl Iterator<Item = Line>,
+        chunks: impl Iterator<Item = Arc<Offers>>,
     ) -> Result<(), Error> {
         if self.is_done(stretch)? {
             return Ok(());
         }
-        let Stretch { shard, after, .. } = *stretch;
+        for group in 0..GROUPS {
+            self.remove_after(stretch.shard, group, stretch.after)?;
+        }
+        let (mut numbers, mut write) = (numbers(), self.database.batch());
+        for lines in chunks {
+            self.insert(&mut write, stretch, &mut numbers, lines);
+            let full = std::mem::replace(&mut write, self.database.batch());
+            commit(&mut self.broken, &self.closing, full)?;
+        }
+        self.finish(write, stretch)
+    }
+
+    fn remove_after(&mut self, shard: u32, group: u16, after: u64) -> Result<(), Error> {
+        let Some(first) = after.checked_add(1) else { return Ok(()) };
         let mut write = self.database.batch();
-        for entry in self.lines.prefix(shard.to_be_bytes()) {
-            let key = entry.key().map_err(reading(shard))?;
-            if place_of(shard, &key)?.seq > after {
-                write.remove(&self.lines, key);
-            }
-            if write.len() >= WRITE_LINES {
+        for entry in self.pages.range(key(shard, group, first, 0, 0)..=last_of(shard, group)) {
+            write.remove(&self.pages, entry.key().map_err(reading(shard))?);
+            if write.len() >= REMOVED_MAX {
                 let full = std::mem::replace(&mut write, self.database.batch());
                 commit(&mut self.broken, &self.closing, full)?;
             }
         }
-        commit(&mut self.broken, &self.closing, write)?;
-        self.write(stretch, lines)
+        commit(&mut self.broken, &self.closing, write)
     }
 
     /// Whether a lost answer was to the same.
     fn is_done(&mut self, stretch: &Stretch) -> Result<bool, Error> {
-        let Stretch { shard, epoch, after, through } = *stretch;
+        let Stretch { shard, epoch, after, through, at: _ } = *stretch;
         let own = *self.progress(shard)?;
         match own {
             Progress { epoch: now, .. } if now != epoch => Err(Error::Fenced { shard, epoch: now }),
@@ -144,22 +163,42 @@ impl Ledger {
         }
     }
 
-    fn write(&mut self, stretch: &Stretch, lines: impl Iterator<Item = Line>) -> Result<(), Error> {
-        let Stretch { shard, through, .. } = *stretch;
-        let mut write = self.database.batch();
-        for line in lines {
-            write.insert(&self.lines, key_of(shard, &line), value_of(&line));
-            if write.len() >= WRITE_LINES {
-                let full = std::mem::replace(&mut write, self.database.batch());
-                commit(&mut self.broken, &self.closing, full)?;
+    /// `numbers` counts each group's pages, so that what ends at the same place, as carried lines do, is told apart.
+    fn insert(
+        &self,
+        write: &mut fjall::OwnedWriteBatch,
+        stretch: &Stretch,
+        numbers: &mut [u32],
+        lines: Arc<Offers>,
+    ) {
+        let Stretch { shard, at, .. } = *stretch;
+        let grouped = Grouped::new(lines);
+        for (group, number) in (0..GROUPS).zip(numbers) {
+            let lines: Vec<&Line> = grouped.lines_of(group).collect();
+            for page in lines.chunks(PAGE_LINES) {
+                let Some(Line { seq, position, .. }) = page.last() else { continue };
+                let value = pages::encode(shard, group, at, page);
+                write.insert(&self.pages, key(shard, group, *seq, *position, *number), value);
+                *number += 1;
             }
         }
-        let mut stored = vec![framing::VERSION];
-        stored.put_u64(through);
-        write.insert(&self.projected, shard.to_be_bytes(), stored);
+    }
+
+    fn finish(&mut self, mut write: fjall::OwnedWriteBatch, stretch: &Stretch) -> Result<(), Error> {
+        let Stretch { shard, through, .. } = *stretch;
+        let moved = Progress { seq: through, ..*self.progress(shard)? };
+        self.move_to(shard, moved, &mut write);
         commit(&mut self.broken, &self.closing, write)?;
-        self.progress(shard)?.seq = through;
+        *self.progress(shard)? = moved;
         Ok(())
+    }
+
+    fn move_to(&self, shard: u32, progress: Progress, write: &mut fjall::OwnedWriteBatch) {
+        let Progress { epoch: _, seq, forgotten } = progress;
+        let mut stored = vec![framing::VERSION];
+        stored.put_u64(seq);
+        stored.put_u64(forgotten.get());
+        write.insert(&self.progress, shard.to_be_bytes(), stored);
     }
 
     /// The last batch whose lines are on the disk for good.
@@ -174,103 +213,116 @@ impl Ledger {
     // ---------------------------------------------------------------------------------------------------------- reads
 
     pub(super) fn lines(&self, account: u64, before: Cursor, limit: usize) -> Result<Vec<Line>, Error> {
-        let Cursor { shard, seq, position } = before;
-        let first = key(shard, account, 0, 0);
-        let older = self.lines.range(first..key(shard, account, seq, position)).rev().take(limit);
-        older.map(|entry| read(shard, entry)).collect()
+        let mut found = Vec::new();
+        self.walk(account, before, Micros::ZERO, |line| {
+            found.push(line);
+            found.len() < limit && !line.is_first()
+        })?;
+        Ok(found)
     }
 
     pub(super) fn find_line(&self, row: &Row, which: Left, below: Cursor) -> Result<Option<Entry>, Error> {
         for shard in 0..self.shards.len() as u32 {
             let last = Cursor { shard, seq: u64::MAX, position: u32::MAX };
             let end = if shard == below.shard { below } else { last };
-            let range = key(shard, row.id, 0, 0)..key(shard, row.id, end.seq, end.position);
-            for entry in self.lines.range(range).rev() {
-                let line = read(shard, entry)?;
-                let counts = match which {
-                    Left::Told => matches!(line.kind, LineKind::Event(_) | LineKind::Carried),
-                    Left::Released => line.kind == LineKind::Released,
-                };
-                if counts && line.after == *row {
-                    return Ok(Some(Entry { shard, line }));
-                }
-                // Before that, the account has not been so yet.
-                if line.after.since < row.since {
-                    break;
-                }
+            let mut found = None;
+            self.walk(row.id, end, row.since, |line| {
+                found = line.left(which, row).then_some(Entry { shard, line });
+                // Before its time the account has not been so yet.
+                found.is_none() && line.after.since >= row.since && !line.is_first()
+            })?;
+            if found.is_some() {
+                return Ok(found);
             }
         }
         Ok(None)
+    }
+
+    /// The lines of an account below a place, newest first, in pages that were written at this time or later, until it is
+    /// enough.
+    fn walk(
+        &self,
+        account: u64,
+        below: Cursor,
+        since: Micros,
+        mut goes_on: impl FnMut(Line) -> bool,
+    ) -> Result<(), Error> {
+        let Cursor { shard, seq, position } = below;
+        let group = group_of(account);
+        let place = key(shard, group, seq, position, 0);
+        // The page that has the place ends there, or is the first one beyond it.
+        let beyond = self.pages.range(place.clone()..=last_of(shard, group)).next();
+        let end = beyond.map(|entry| entry.key().map_err(reading(shard))).transpose()?;
+        let end = end.map_or(place, |end| end.to_vec());
+        for entry in self.pages.range(key(shard, group, 0, 0, 0)..=end).rev() {
+            let (key, value) = entry.into_inner().map_err(reading(shard))?;
+            let page = page(shard, group, &key, &value)?;
+            if page.at < since {
+                break;
+            }
+            let lines = page.lines(Some(account)).map_err(strange(shard, &key))?;
+            let older = lines.into_iter().rev().filter(|line| (line.seq, line.position) < (seq, position));
+            for line in older {
+                if !goes_on(line) {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn has_forgotten(&self, at: Micros) -> bool {
+        self.shards.iter().any(|own| own.forgotten > at)
     }
 
     pub(super) fn is_level(&self, lasts: &[u64]) -> bool {
         self.shards.iter().zip(lasts).all(|(own, last)| own.seq >= *last)
     }
 
-    pub(super) fn projected_accounts(
-        &self,
-        shard: u32,
-        after: Option<u64>,
-        limit: usize,
-    ) -> Result<Vec<Row>, Error> {
-        let (mut rows, mut after) = (Vec::new(), after);
-        while rows.len() < limit
-            && let Some(account) = self.next_account(shard, after)?
-        {
-            let newest = self.lines.range(all_of(shard, account)).next_back();
-            if let Some(line) = newest.map(|entry| read(shard, entry)).transpose()?
-                && line.kind != LineKind::Released
-            {
-                rows.push(line.after);
+    pub(super) fn projected_accounts(&self, shard: u32, first: u16, last: u16) -> Result<Vec<Row>, Error> {
+        let mut newest = std::collections::BTreeMap::new();
+        for group in first..=last {
+            for entry in self.pages.range(all_of(shard, group)) {
+                let (key, value) = entry.into_inner().map_err(reading(shard))?;
+                let lines = page(shard, group, &key, &value)?.lines(None).map_err(strange(shard, &key))?;
+                newest.extend(lines.into_iter().map(|line| ((group, line.after.id), line)));
             }
-            after = Some(account);
         }
-        Ok(rows)
-    }
-
-    fn next_account(&self, shard: u32, after: Option<u64>) -> Result<Option<u64>, Error> {
-        let Some(from) = after.map_or(Some(0), |after| after.checked_add(1)) else { return Ok(None) };
-        let beyond = key(shard, from, 0, 0)..=key(shard, u64::MAX, u64::MAX, u32::MAX);
-        let first = self.lines.range(beyond).next();
-        first.map(|entry| account_of(shard, &entry.key().map_err(reading(shard))?)).transpose()
+        let there = newest.into_values().filter(|line| line.kind != LineKind::Released);
+        Ok(there.map(|line| line.after).collect())
     }
 
     pub(super) fn forget_lines(&mut self, sweep: &Sweep) -> Result<Swept, Error> {
-        let Sweep { shard, before, after, accounts, lines } = *sweep;
-        let (mut swept, mut after) = (Swept { last: None, lines: 0, more: false }, after);
-        for _ in 0..accounts {
-            let Some(account) = self.next_account(shard, after)? else { break };
-            let (gone, more) = self.forget_of(shard, account, before, lines)?;
-            swept = Swept { last: Some(account), lines: swept.lines + gone, more: swept.more | more };
-            after = Some(account);
+        let Sweep { shard, before, first, last, pages } = *sweep;
+        let mut own = *self.progress(shard)?;
+        let (mut write, mut swept) = (self.database.batch(), Swept::default());
+        for group in first..=last {
+            let mut gone = 0;
+            for entry in self.pages.range(all_of(shard, group)).take(pages as usize) {
+                let (key, value) = entry.into_inner().map_err(reading(shard))?;
+                let page = page(shard, group, &key, &value)?;
+                if page.at >= before {
+                    break;
+                }
+                own.forgotten = own.forgotten.max(Micros::new(page.at.get().saturating_add(1)));
+                swept.lines += page.len() as u64;
+                gone += 1;
+                write.remove(&self.pages, key);
+            }
+            swept.more |= gone == pages;
+        }
+        if !write.is_empty() {
+            self.move_to(shard, own, &mut write);
+            commit(&mut self.broken, &self.closing, write)?;
+            *self.progress(shard)? = own;
         }
         Ok(swept)
     }
+}
 
-    fn forget_of(
-        &mut self,
-        shard: u32,
-        account: u64,
-        before: Micros,
-        limit: usize,
-    ) -> Result<(u64, bool), Error> {
-        let mut write = self.database.batch();
-        let mut old: Option<UserKey> = None;
-        for entry in self.lines.range(all_of(shard, account)) {
-            // There is a newer one, so it is not the account.
-            if let Some(key) = old.take() {
-                write.remove(&self.lines, key);
-            }
-            let (key, value) = entry.into_inner().map_err(reading(shard))?;
-            if line_of(shard, &key, &value)?.at >= before || write.len() >= limit {
-                break;
-            }
-            old = Some(key);
-        }
-        let gone = write.len();
-        commit(&mut self.broken, &self.closing, write)?;
-        Ok((gone as u64, gone >= limit))
-    }
+/// Of each group's next page, in one stretch.
+fn numbers() -> Vec<u32> {
+    vec![0; usize::from(GROUPS)]
 }
 
 /// Whether the process dies now or later, the log has either all of it or nothing.
@@ -294,114 +346,51 @@ fn reading(shard: u32) -> impl Fn(fjall::Error) -> Error {
     }
 }
 
-fn key_of(shard: u32, line: &Line) -> Vec<u8> {
-    key(shard, line.after.id, line.seq, line.position)
-}
-
-fn key(shard: u32, account: u64, seq: u64, position: u32) -> Vec<u8> {
-    let mut key = Vec::with_capacity(24);
+fn key(shard: u32, group: u16, seq: u64, position: u32, number: u32) -> Vec<u8> {
+    let mut key = Vec::with_capacity(22);
     key.put_u32(shard);
-    key.put_u64(account);
+    key.put_u16(group);
     key.put_u64(seq);
     key.put_u32(position);
+    key.put_u32(number);
     key
 }
 
-fn all_of(shard: u32, account: u64) -> RangeInclusive<Vec<u8>> {
-    key(shard, account, 0, 0)..=key(shard, account, u64::MAX, u32::MAX)
+fn last_of(shard: u32, group: u16) -> Vec<u8> {
+    key(shard, group, u64::MAX, u32::MAX, u32::MAX)
 }
 
-/// Which stage the account is in, and so what its figure is.
-const OPEN: u8 = 0;
-const STOPPED: u8 = 1;
-const DELIVERED: u8 = 2;
-
-fn value_of(line: &Line) -> Vec<u8> {
-    let Line { seq: _, position: _, kind, at, amount, charged, after, key } = line;
-    let Row { id: _, velocity, version, since, stage } = after;
-    let (stage, figure, remainder) = match *stage {
-        Stage::Open { balance, remainder } => (OPEN, balance.get(), remainder),
-        Stage::Stopped { velocity } => (STOPPED, velocity.get(), 0),
-        Stage::Delivered { overrun } => (DELIVERED, overrun.get(), 0),
-    };
-    let key = key.as_ref().map(Key::as_bytes).unwrap_or_default();
-    let mut value = Vec::with_capacity(64 + key.len());
-    value.extend_from_slice(&[framing::VERSION, kind.code(), stage]);
-    value.put_u64(at.get());
-    value.put_i64(amount.get());
-    value.put_i64(charged.get());
-    value.put_i64(velocity.get());
-    value.put_u32(*version);
-    value.put_u64(since.get());
-    value.put_i64(figure);
-    value.put_u32(remainder);
-    value.extend_from_slice(key);
-    value
+fn all_of(shard: u32, group: u16) -> RangeInclusive<Vec<u8>> {
+    key(shard, group, 0, 0, 0)..=last_of(shard, group)
 }
 
-fn read(shard: u32, entry: fjall::Guard) -> Result<Line, Error> {
-    let (key, value): (UserKey, UserValue) = entry.into_inner().map_err(reading(shard))?;
-    line_of(shard, &key, &value)
+fn page<'a>(shard: u32, group: u16, key: &[u8], value: &'a [u8]) -> Result<Page<'a>, Error> {
+    Page::read(shard, group, seq_of(key), value).map_err(strange(shard, key))
 }
 
-fn line_of(shard: u32, key: &[u8], value: &[u8]) -> Result<Line, Error> {
-    let place = place_of(shard, key)?;
-    let line = parse(place, account_of(shard, key)?, value);
-    line.map_err(|what| Error::Corrupt {
-        shard,
-        seq: place.seq,
-        what: format!("a line of the ledger: {what}"),
-    })
+fn strange(shard: u32, key: &[u8]) -> impl Fn(String) -> Error {
+    let seq = seq_of(key);
+    move |what| Error::Corrupt { shard, seq, what: format!("a page of the ledger: {what}") }
 }
 
-fn account_of(shard: u32, mut key: &[u8]) -> Result<u64, Error> {
-    key.advance(key.len().min(4));
-    key.try_get_u64().map_err(|error| Error::Corrupt { shard, seq: 0, what: error.to_string() })
-}
-
-fn place_of(shard: u32, mut key: &[u8]) -> Result<Cursor, Error> {
-    key.advance(key.len().min(12));
-    let corrupt = |error: bytes::TryGetError| Error::Corrupt { shard, seq: 0, what: error.to_string() };
-    let seq = key.try_get_u64().map_err(corrupt)?;
-    Ok(Cursor { shard, seq, position: key.try_get_u32().map_err(corrupt)? })
-}
-
-fn parse(place: Cursor, id: u64, value: &[u8]) -> Result<Line, String> {
-    let mut rest = framing::unframed(value)?;
-    let short = |error: bytes::TryGetError| error.to_string();
-    let kind = rest.try_get_u8().map_err(short)?;
-    let kind = LineKind::from_code(kind).ok_or_else(|| format!("kind {kind} is not known here"))?;
-    let stage = rest.try_get_u8().map_err(short)?;
-    let at = Micros::new(rest.try_get_u64().map_err(short)?);
-    let amount = Money::new(rest.try_get_i64().map_err(short)?);
-    let charged = Money::new(rest.try_get_i64().map_err(short)?);
-    let velocity = Velocity::new(rest.try_get_i64().map_err(short)?);
-    let version = rest.try_get_u32().map_err(short)?;
-    let since = Micros::new(rest.try_get_u64().map_err(short)?);
-    let figure = rest.try_get_i64().map_err(short)?;
-    let remainder = rest.try_get_u32().map_err(short)?;
-    let stage = match stage {
-        OPEN => Stage::Open { balance: Money::new(figure), remainder },
-        STOPPED => Stage::Stopped { velocity: Velocity::new(figure) },
-        DELIVERED => Stage::Delivered { overrun: Money::new(figure) },
-        other => return Err(format!("stage {other} is not known here")),
-    };
-    let Cursor { shard: _, seq, position } = place;
-    let after = Row { id, velocity, version, since, stage };
-    Ok(Line { seq, position, kind, at, amount, charged, after, key: Key::new(rest) })
+fn seq_of(mut key: &[u8]) -> u64 {
+    key.advance(key.len().min(6));
+    key.try_get_u64().unwrap_or(0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::billing::domain::{Money, Stage, Velocity};
 
     fn row(id: u64, balance: i64) -> Row {
         let stage = Stage::Open { balance: Money::new(balance), remainder: 0 };
         Row { id, velocity: Velocity::ZERO, version: 1, since: Micros::ZERO, stage }
     }
 
-    fn carried(seq: u64, rows: impl Iterator<Item = Row>) -> impl Iterator<Item = Line> {
-        rows.map(move |row| Line::of_row(seq, 0, LineKind::Carried, Micros::ZERO, row))
+    fn carried(seq: u64, rows: impl Iterator<Item = Row>) -> Arc<Offers> {
+        let line = |row| Line::of_row(seq, 0, LineKind::Carried, Micros::ZERO, row);
+        Arc::new(vec![rows.map(line).collect()])
     }
 
     /// The process ends while a snapshot is carried over; the next one finds a newer snapshot, with other accounts.
@@ -413,17 +402,20 @@ mod tests {
         let closing = Arc::new(AtomicBool::new(false));
         let mut ledger = open(&closing);
         assert_eq!(ledger.claim(0, 1, 9).unwrap(), 0);
-        let stretch = Stretch { shard: 0, epoch: 1, after: 0, through: 5 };
-        let cut = (0..10_000).map(|id| row(id, 1)).inspect(|row| closing.store(row.id > 8_000, Relaxed));
-        let torn = ledger.carry(&stretch, carried(5, cut));
+        let stretch = Stretch { shard: 0, epoch: 1, after: 0, through: 5, at: Micros::ZERO };
+        let chunks = (0..5).map(|chunk| {
+            closing.store(chunk == 4, Relaxed);
+            carried(5, (chunk * 2_000..(chunk + 1) * 2_000).map(|id| row(id, 1)))
+        });
+        let torn = ledger.carry(&stretch, chunks);
         assert!(matches!(torn, Err(Error::Unavailable { .. })), "{torn:?}");
         drop(ledger);
         let mut ledger = open(&Arc::default());
         assert_eq!(ledger.claim(0, 2, 9).unwrap(), 0);
-        assert!(!ledger.projected_accounts(0, None, 1).unwrap().is_empty(), "it left something");
-        let stretch = Stretch { shard: 0, epoch: 2, after: 0, through: 7 };
-        ledger.carry(&stretch, carried(7, (100..200).map(|id| row(id, 2)))).unwrap();
-        let rows = ledger.projected_accounts(0, None, 20_000).unwrap();
+        assert!(!ledger.projected_accounts(0, 0, 1).unwrap().is_empty(), "it left something");
+        let stretch = Stretch { shard: 0, epoch: 2, after: 0, through: 7, at: Micros::ZERO };
+        ledger.carry(&stretch, std::iter::once(carried(7, (100..200).map(|id| row(id, 2))))).unwrap();
+        let rows = ledger.projected_accounts(0, 0, GROUPS - 1).unwrap();
         assert!(rows.into_iter().eq((100..200).map(|id| row(id, 2))));
         assert_eq!(ledger.secure(0).unwrap(), 7);
     }

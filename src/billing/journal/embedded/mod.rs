@@ -6,6 +6,7 @@
 mod heads;
 mod leases;
 mod ledger;
+mod pages;
 mod snapshots;
 mod store;
 
@@ -20,9 +21,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::ledger::Left;
 use super::{
     Acquisition, Batch, BucketMap, Confirmation, Cursor, Entry, Error, Lease, Line, MemberState,
-    MemberStatus, Node, ReplicaSetStatus, Snapshot, Stretch, Sweep, Swept, framing,
+    MemberStatus, Node, Offers, ReplicaSetStatus, Snapshot, Stretch, Sweep, Swept, framing,
 };
-use crate::billing::domain::Row;
+use crate::billing::domain::{Micros, Row};
 #[cfg(test)]
 pub(super) use heads::Heads;
 use ledger::Ledger;
@@ -96,9 +97,13 @@ impl Embedded {
         let directory = path.to_owned();
         let open = move || Store::open(&directory, shards, clock);
         let (work, thread) = serve("journal", path, open, run).await?;
-        let (directory, closing) = (path.join("ledger"), Arc::new(AtomicBool::new(false)));
+        let (directory, closing) = (path.join("pages"), Arc::new(AtomicBool::new(false)));
+        let before = path.join("ledger");
         let heeds = Arc::clone(&closing);
-        let open = move || Ledger::open(&directory, shards, heeds);
+        let open = move || {
+            remove_rows(&before);
+            Ledger::open(&directory, shards, heeds)
+        };
         let opened = serve("ledger", path, open, |mut ledger, mut queue: mpsc::Receiver<LedgerWork>| {
             while let Some(call) = queue.blocking_recv() {
                 call(&mut ledger);
@@ -213,22 +218,18 @@ impl Embedded {
         self.on_ledger(STEP, move |ledger| ledger.claim(shard, epoch, last)).await
     }
 
-    pub(super) async fn project(
-        &self,
-        stretch: &Stretch,
-        lines: impl Iterator<Item = Line> + Send + 'static,
-    ) -> Result<(), Error> {
-        let stretch = *stretch;
+    pub(super) async fn project(&self, stretch: &Stretch, lines: &Arc<Offers>) -> Result<(), Error> {
+        let (stretch, lines) = (*stretch, Arc::clone(lines));
         self.on_ledger("projecting", move |ledger| ledger.project(&stretch, lines)).await
     }
 
     pub(super) async fn carry(
         &self,
         stretch: &Stretch,
-        lines: impl Iterator<Item = Line> + Send + 'static,
+        chunks: impl Iterator<Item = Arc<Offers>> + Send + 'static,
     ) -> Result<(), Error> {
         let stretch = *stretch;
-        self.on_ledger("projecting a snapshot", move |ledger| ledger.carry(&stretch, lines)).await
+        self.on_ledger("projecting a snapshot", move |ledger| ledger.carry(&stretch, chunks)).await
     }
 
     pub(super) async fn lines(&self, account: u64, before: Cursor, limit: usize) -> Result<Vec<Line>, Error> {
@@ -251,13 +252,17 @@ impl Embedded {
         self.on_ledger(STEP, move |ledger| Ok(ledger.is_level(&lasts))).await
     }
 
+    pub(super) async fn has_forgotten(&self, at: Micros) -> Result<bool, Error> {
+        self.on_ledger("reading what is forgotten", move |ledger| Ok(ledger.has_forgotten(at))).await
+    }
+
     pub(super) async fn projected_accounts(
         &self,
         shard: u32,
-        after: Option<u64>,
-        limit: usize,
+        first: u16,
+        last: u16,
     ) -> Result<Vec<Row>, Error> {
-        let call = move |ledger: &mut Ledger| ledger.projected_accounts(shard, after, limit);
+        let call = move |ledger: &mut Ledger| ledger.projected_accounts(shard, first, last);
         self.on_ledger("reading projected accounts", call).await
     }
 
@@ -314,6 +319,19 @@ impl Embedded {
             problem: works.err().map(|error| error.to_string()),
         };
         vec![ReplicaSetStatus { index: 0, shards: (0..self.inner.shards).collect(), members: vec![member] }]
+    }
+}
+
+/// The ledger of an older version, a row for each line, goes; what follows it is derived again.
+fn remove_rows(directory: &Path) {
+    match std::fs::remove_dir_all(directory) {
+        Ok(()) => {
+            tracing::info!(path = %directory.display(), "journal: a ledger of the older layout is removed")
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::warn!(path = %directory.display(), %error, "journal: an older ledger cannot be removed, it is not used");
+        }
     }
 }
 

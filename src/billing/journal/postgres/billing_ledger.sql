@@ -1,20 +1,24 @@
 create or replace view billing_ledger as
 select
-    ledger.shard,
-    ledger.seq,
-    ledger.position,
-    ledger.account,
-    case ledger.kind
+    page.shard,
+    line.seq,
+    line.position,
+    line.account,
+    case line.kind
         when 1 then 'created' when 2 then 'money_added' when 3 then 'withdrawn' when 4 then 'velocity_changed'
         when 5 then 'depleted' when 6 then 'spared' when 7 then 'delivered' when 8 then 'carried'
         when 9 then 'adopted' when 10 then 'released' end as kind,
-    timestamptz 'epoch' + ledger.at * interval '1 microsecond' as at,
-    (ledger.amount::numeric / 1000000)::numeric(20, 6) as amount,
-    (case when ledger.kind in (1, 2) then ledger.amount when ledger.kind = 3 then -ledger.amount else 0 end::numeric
+    timestamptz 'epoch' + line.at * interval '1 microsecond' as at,
+    (line.amount::numeric / 1000000)::numeric(20, 6) as amount,
+    (case when line.kind in (1, 2) then line.amount when line.kind = 3 then -line.amount else 0 end::numeric
         / 1000000)::numeric(20, 6) as moved,
-    (ledger.charged::numeric / 1000000)::numeric(20, 6) as charged,
-    (ledger.balance::numeric / 1000000)::numeric(20, 6) as balance,
-    (ledger.velocity::numeric / 1000000)::numeric(20, 6) as velocity_per_second,
-    ledger.version,
-    encode(ledger.key, 'escape') as key
-from projected join ledger on ledger.shard = projected.shard
+    (coalesce(line.charged, 0)::numeric / 1000000)::numeric(20, 6) as charged,
+    (line.balance::numeric / 1000000)::numeric(20, 6) as balance,
+    (coalesce(line.velocity, 0)::numeric / 1000000)::numeric(20, 6) as velocity_per_second,
+    coalesce(line.version, 1) as version,
+    encode(line.key, 'escape') as key,
+    page.grp
+from ledger_progress join ledger_page as page on page.shard = ledger_progress.shard
+cross join lateral unnest(page.accounts, page.seqs, page.positions, page.kinds, page.ats, page.amounts, page.balances,
+        page.charged, page.velocities, page.versions, page.keys)
+    as line (account, seq, position, kind, at, amount, balance, charged, velocity, version, key)

@@ -1,67 +1,57 @@
-//! The ledger as a table: lines copied in, in the transaction that moves `projected`; read back by account.
+//! The ledger as a table of pages: copied in, in the transaction that moves `ledger_progress`; read back by account, page by
+//! page of its group (docs/decisions/0008-projection.md tells why).
 //!
-//! A row is written once and never updated. There is no table of accounts to keep in step: the newest line of an account is
-//! the account, which halves what a line costs, and more (docs/decisions/0007-projection.md has the figures).
+//! A row is written once and never updated. What a report over all accounts begins with is `account_page`, which is swapped
+//! some groups at a time.
 //!
 //! Account ids are unsigned and columns are not: an id of 2^63 or more is stored as the negative number with the same bits.
 
-use bytes::BytesMut;
-use tokio_postgres::Row as SqlRow;
-use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
+use std::sync::Arc;
 
-use super::replica_set::Filling;
+use tokio_postgres::Row as SqlRow;
+use tokio_postgres::types::ToSql;
+
+use super::pages::{COPY_ACCOUNTS, COPY_LINES, LinePages, account_pages};
+use super::replica_set::{Filling, ReplicaSet};
 use super::{Postgres, number, signed};
 use crate::billing::domain::{Key, Micros, Money, Row, Stage, Velocity};
 use crate::billing::journal::ledger::Left;
-use crate::billing::journal::{Cause, Cursor, Entry, Error, Line, LineKind, Stretch, Sweep, Swept};
+use crate::billing::journal::{
+    Base, Cursor, Entry, Error, Line, LineKind, Offers, Stretch, Sweep, Swept, group_of,
+};
 
-/// In the order of [`cells`] and [`read`].
-macro_rules! columns {
+/// A line of a page, in the order of [`read`].
+macro_rules! line {
     () => {
-        "shard, account, seq, position, kind, at, amount, charged, balance, velocity, version, since, remainder,
-         stopped_velocity, overrun, key"
+        "line.account, line.seq, line.position, line.kind, line.at, line.amount, coalesce(line.charged, 0), line.balance,
+         coalesce(line.velocity, 0), coalesce(line.version, 1), coalesce(line.since, line.at),
+         coalesce(line.remainder, 0), line.stopped_velocity, line.overrun, line.key"
     };
 }
 
-const COLUMNS: usize = 16;
-
-/// All numbers but the last.
-fn types() -> [Type; COLUMNS] {
-    let mut types = [const { Type::INT8 }; COLUMNS];
-    types[COLUMNS - 1] = Type::BYTEA;
-    types
+/// Where the lines of a page are.
+macro_rules! lines_of_page {
+    () => {
+        "unnest(page.accounts, page.seqs, page.positions, page.kinds, page.ats, page.amounts, page.balances,
+            page.charged, page.velocities, page.versions, page.sinces, page.remainders, page.stopped_velocities,
+            page.overruns, page.keys)
+         as line (account, seq, position, kind, at, amount, balance, charged, velocity, version, since, remainder,
+            stopped_velocity, overrun, key)"
+    };
 }
 
-/// A value of a row.
-#[derive(Debug)]
-pub(super) enum Cell {
-    Number(i64),
-    Nothing,
-    Bytes(Vec<u8>),
-}
+/// Pages that one statement looks through for an account, at most: 8 MB.
+const LOOKED_MAX: i64 = 1024;
 
-impl ToSql for Cell {
-    fn to_sql(&self, kind: &Type, out: &mut BytesMut) -> Result<IsNull, Cause> {
-        match self {
-            Cell::Number(number) => number.to_sql(kind, out),
-            Cell::Nothing => Ok(IsNull::Yes),
-            Cell::Bytes(bytes) => bytes.as_slice().to_sql(kind, out),
-        }
-    }
-
-    fn accepts(kind: &Type) -> bool {
-        [Type::INT8, Type::BYTEA].contains(kind)
-    }
-
-    to_sql_checked!();
-}
+/// Pages of one statement that have the account, at most.
+const FOUND_MAX: usize = 64;
 
 impl Postgres {
     pub(in crate::billing::journal) async fn claim(&self, shard: u32, epoch: u64) -> Result<u64, Error> {
         const STEP: &str = "claiming the ledger";
         let set = self.set_of(shard)?;
         let (id, own) = (i64::from(shard), signed(epoch)?);
-        let sql = "update projected set epoch = $2 where shard = $1 and epoch <= $2
+        let sql = "update ledger_progress set epoch = $2 where shard = $1 and epoch <= $2
             and exists (select 1 from lease where shard = $1 and epoch = $2) returning seq";
         let rows = set.write_ledger(STEP, sql, &[&id, &own]).await?;
         let lease = self.lease(shard).await?;
@@ -82,11 +72,11 @@ impl Postgres {
 
     /// Epoch and last batch.
     async fn claimed(&self, shard: u32) -> Result<(u64, u64), Error> {
-        let sql = "select epoch, seq from projected where shard = $1";
+        let sql = "select epoch, seq from ledger_progress where shard = $1";
         let rows =
             self.set_of(shard)?.read_ledger("reading what is projected", sql, &[&i64::from(shard)]).await?;
         let missing =
-            || Error::Config(format!("the row of shard {shard} in the table `projected` is not there"));
+            || Error::Config(format!("the row of shard {shard} in the table `ledger_progress` is not there"));
         let row = rows.first().ok_or_else(missing)?;
         Ok((number(row, 0)?, number(row, 1)?))
     }
@@ -98,41 +88,65 @@ impl Postgres {
     pub(in crate::billing::journal) async fn project(
         &self,
         stretch: &Stretch,
-        lines: impl Iterator<Item = Line> + Send,
+        lines: &Arc<Offers>,
     ) -> Result<(), Error> {
-        self.fill("projecting", stretch, lines).await
+        self.fill("projecting", stretch, std::iter::once(Arc::clone(lines))).await
     }
 
     pub(in crate::billing::journal) async fn carry(
         &self,
         stretch: &Stretch,
-        lines: impl Iterator<Item = Line> + Send,
+        chunks: impl Iterator<Item = Arc<Offers>> + Send,
     ) -> Result<(), Error> {
-        self.fill("projecting a snapshot", stretch, lines).await
+        self.fill("projecting a snapshot", stretch, chunks).await
     }
 
-    /// Whoever has the row of `projected` has the shard's ledger, so one of an old epoch changes none.
+    /// Whoever has the row of `ledger_progress` has the shard's ledger, so one of an old epoch changes none.
     async fn fill(
         &self,
         step: &'static str,
         stretch: &Stretch,
-        lines: impl Iterator<Item = Line> + Send,
+        chunks: impl Iterator<Item = Arc<Offers>> + Send,
     ) -> Result<(), Error> {
-        let Stretch { shard, epoch, after, through } = *stretch;
+        let Stretch { shard, epoch, after, through, at } = *stretch;
         let id = i64::from(shard);
         let filling = Filling {
-            gate: "update projected set seq = $4 where shard = $1 and epoch = $2 and seq = $3",
+            gate: "update ledger_progress set seq = $4 where shard = $1 and epoch = $2 and seq = $3",
             params: &[&id, &signed(epoch)?, &signed(after)?, &signed(through)?],
-            copy: concat!("copy ledger (", columns!(), ") from stdin binary"),
-            types: &types(),
+            clear: None,
+            copy: COPY_LINES,
         };
-        if self.set_of(shard)?.fill(step, filling, lines.map(|line| cells(id, &line))).await? {
+        let pages = LinePages::new(id, bounded(at.get()), chunks);
+        if self.set_of(shard)?.fill(step, filling, pages).await? {
             return Ok(());
         }
         match self.claimed(shard).await? {
             (now, _) if now != epoch => Err(Error::Fenced { shard, epoch: now }),
             // By an attempt whose answer was lost.
             (_, seq) if seq == through => Ok(()),
+            (_, seq) => Err(Error::OutOfOrder { shard, expected: seq + 1 }),
+        }
+    }
+
+    pub(in crate::billing::journal) async fn put_base(&self, base: &Base, rows: &[Row]) -> Result<(), Error> {
+        let Base { shard, epoch, seq, first, last } = *base;
+        let id = i64::from(shard);
+        let filling = Filling {
+            // Holds the row, as a projection does.
+            gate: "update ledger_progress set seq = seq where shard = $1 and epoch = $2 and seq >= $3",
+            params: &[&id, &signed(epoch)?, &signed(seq)?],
+            clear: Some((
+                "delete from account_page where shard = $1 and grp between $2 and $3",
+                &[&id, &i64::from(first), &i64::from(last)],
+            )),
+            copy: COPY_ACCOUNTS,
+        };
+        let pages = account_pages(id, signed(seq)?, first..=last, rows);
+        if self.set_of(shard)?.fill("writing accounts", filling, pages).await? {
+            return Ok(());
+        }
+        match self.claimed(shard).await? {
+            (now, _) if now != epoch => Err(Error::Fenced { shard, epoch: now }),
             (_, seq) => Err(Error::OutOfOrder { shard, expected: seq + 1 }),
         }
     }
@@ -148,21 +162,18 @@ impl Postgres {
         let Cursor { shard, seq, position } = before;
         // A cursor may come from anywhere.
         let Ok(set) = self.set_of(shard) else { return Ok(Vec::new()) };
-        let sql = concat!(
-            "select ",
-            columns!(),
-            " from ledger where shard = $1 and account = $2 and (seq, position) < ($3, $4)
-            order by seq desc, position desc limit $5"
-        );
-        let params: [&(dyn ToSql + Sync); 5] = [
-            &i64::from(shard),
-            &(account as i64),
-            &bounded(seq),
-            &i64::from(position),
-            &i64::try_from(limit).unwrap_or(i64::MAX),
-        ];
-        let rows = set.read_ledger("reading lines", sql, &params).await?;
-        rows.iter().map(|row| read(row).map(|entry| entry.line)).collect()
+        let mut walk = Walk::new(set, account, before).await?;
+        let mut lines: Vec<Line> = Vec::new();
+        while lines.len() < limit
+            && let Some(older) = walk.next(limit - lines.len(), Micros::ZERO).await?
+        {
+            lines.extend(older.into_iter().filter(|line| (line.seq, line.position) < (seq, position)));
+            if lines.last().is_some_and(Line::is_first) {
+                break;
+            }
+        }
+        lines.truncate(limit);
+        Ok(lines)
     }
 
     pub(in crate::billing::journal) async fn find_line(
@@ -171,48 +182,42 @@ impl Postgres {
         which: Left,
         below: Cursor,
     ) -> Result<Option<Entry>, Error> {
-        // Only among lines since the row's time: before that, the account has not been so yet.
-        let sql = concat!(
-            "select ",
-            columns!(),
-            " from unnest($1::bigint[]) as place (own)
-                left join lateral (
-                    select seq as old_seq, position as old_position from ledger
-                    where shard = own and account = $2 and since < $8
-                        and (own <> $12 or (seq, position) < ($13, $14))
-                    order by seq desc, position desc limit 1) as old on true
-                cross join lateral (
-                    select * from ledger where shard = own and account = $2 and kind between $3 and $4
-                        and balance = $5 and velocity = $6 and version = $7 and since = $8 and remainder = $9
-                        and stopped_velocity is not distinct from $10 and overrun is not distinct from $11
-                        and (own <> $12 or (seq, position) < ($13, $14))
-                        and (old_seq is null or (seq, position) > (old_seq, old_position))
-                    order by seq desc, position desc limit 1) as same"
-        );
-        let (first, last) = match which {
-            Left::Told => (1, i64::from(LineKind::ADOPTED) - 1),
-            Left::Released => (i64::from(LineKind::RELEASED), i64::from(LineKind::RELEASED)),
-        };
-        let like = cells(0, &Line::of_row(0, 0, LineKind::Released, Micros::ZERO, *row));
-        for (at, set) in self.inner.sets.iter().enumerate() {
-            let own: Vec<i64> = (0..i64::from(self.inner.shards))
-                .filter(|shard| *shard as usize % self.inner.sets.len() == at)
-                .collect();
-            let (shard, seq, position) =
-                (i64::from(below.shard), bounded(below.seq), i64::from(below.position));
-            let mut params: Vec<&(dyn ToSql + Sync)> = vec![&own, &like[1], &first, &last];
-            params.extend(like[8..15].iter().map(|cell| cell as &(dyn ToSql + Sync)));
-            params.extend([&shard as &(dyn ToSql + Sync), &seq, &position]);
-            if let Some(row) = set.read_ledger("reading lines", sql, &params).await?.first() {
-                return read(row).map(Some);
+        for shard in 0..self.inner.shards {
+            let end = match shard == below.shard {
+                true => below,
+                false => Cursor { shard, seq: u64::MAX, position: u32::MAX },
+            };
+            let mut walk = Walk::new(self.set_of(shard)?, row.id, end).await?;
+            'shard: while let Some(older) = walk.next(FOUND_MAX, row.since).await? {
+                for line in
+                    older.into_iter().filter(|line| (line.seq, line.position) < (end.seq, end.position))
+                {
+                    if line.left(which, row) {
+                        return Ok(Some(Entry { shard, line }));
+                    }
+                    // Before that, the account has not been so yet.
+                    if line.after.since < row.since || line.is_first() {
+                        break 'shard;
+                    }
+                }
             }
         }
         Ok(None)
     }
 
+    pub(in crate::billing::journal) async fn has_forgotten(&self, at: Micros) -> Result<bool, Error> {
+        let sql = "select 1 from ledger_progress where forgotten > $1 limit 1";
+        for set in &self.inner.sets {
+            if !set.read_ledger("reading what is forgotten", sql, &[&bounded(at.get())]).await?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     pub(in crate::billing::journal) async fn ledger_is_level(&self) -> Result<bool, Error> {
-        let sql = "select 1 from projected join lease on lease.shard = projected.shard
-            where projected.seq < lease.seq limit 1";
+        let sql = "select 1 from ledger_progress join lease on lease.shard = ledger_progress.shard
+            where ledger_progress.seq < lease.seq limit 1";
         for set in &self.inner.sets {
             if !set.read_ledger("reading what is projected", sql, &[]).await?.is_empty() {
                 return Ok(false);
@@ -224,171 +229,219 @@ impl Postgres {
     pub(in crate::billing::journal) async fn projected_accounts(
         &self,
         shard: u32,
-        after: Option<u64>,
-        limit: usize,
+        first: u16,
+        last: u16,
     ) -> Result<Vec<Row>, Error> {
-        // From account to account in the index, however many lines each has.
+        // The same as in `billing_accounts`, and nothing rounded.
         let sql = concat!(
-            "with recursive step (id, count) as (
-                (select account, 1 from ledger where shard = $1 and account between $2 and $3 order by account limit 1)
+            "select distinct on (own.grp, line.account) ",
+            line!(),
+            " from generate_series($2::bigint, $3::bigint) as own (grp)
+            cross join lateral (select coalesce((select max(seq) from account_page
+                where shard = $1 and account_page.grp = own.grp), -1) as seq) as base
+            cross join lateral (
+                select known.id, page.seq, 0::bigint, 8::bigint, 0::bigint, 0::bigint, 0::bigint, known.balance,
+                    known.velocity, known.version, known.since, known.remainder, known.stopped_velocity,
+                    known.overrun, null::bytea
+                from account_page as page cross join lateral unnest(page.ids, page.balances, page.velocities,
+                        page.versions, page.sinces, page.remainders, page.stopped_velocities, page.overruns)
+                    as known (id, balance, velocity, version, since, remainder, stopped_velocity, overrun)
+                where page.shard = $1 and page.grp = own.grp
                 union all
-                select further.account, step.count + 1 from step cross join lateral (
-                    select account from ledger where shard = $1 and account > step.id and account <= $3
-                    order by account limit 1) as further where step.count < $4)
-            select ",
-            columns!(),
-            " from step cross join lateral (
-                select * from ledger where shard = $1 and account = step.id
-                order by seq desc, position desc limit 1) as newest order by account"
+                select line.account, line.seq, line.position, line.kind, line.at, line.amount, line.charged,
+                    line.balance, line.velocity, line.version, coalesce(line.since, line.at), line.remainder,
+                    line.stopped_velocity, line.overrun, line.key
+                from ledger_page as page cross join lateral ",
+            lines_of_page!(),
+            " where page.shard = $1 and page.grp = own.grp and page.last_seq > base.seq and line.seq > base.seq)
+            as line (account, seq, position, kind, at, amount, charged, balance, velocity, version, since, remainder,
+                stopped_velocity, overrun, key)
+            order by own.grp, line.account, line.seq desc, line.position desc"
         );
-        let mut rows = Vec::new();
-        for (mut first, last) in spans(after) {
-            loop {
-                let wanted = i32::try_from(limit - rows.len()).unwrap_or(i32::MAX);
-                if wanted == 0 {
-                    return Ok(rows);
-                }
-                let params: [&(dyn ToSql + Sync); 4] = [&i64::from(shard), &first, &last, &wanted];
-                let found =
-                    self.set_of(shard)?.read_ledger("reading projected accounts", sql, &params).await?;
-                for row in &found {
-                    let Entry { line, .. } = read(row)?;
-                    first = line.after.id as i64;
-                    if line.kind != LineKind::Released {
-                        rows.push(line.after);
-                    }
-                }
-                match first.checked_add(1) {
-                    Some(next) if found.len() == wanted as usize => first = next,
-                    _ => break,
-                }
-            }
-        }
-        Ok(rows)
+        let params: [&(dyn ToSql + Sync); 3] = [&i64::from(shard), &i64::from(first), &i64::from(last)];
+        let found = self.set_of(shard)?.read_ledger("reading projected accounts", sql, &params).await?;
+        let lines = found.iter().map(|row| read(row, shard));
+        let there = lines.filter(|line| line.as_ref().map_or(true, |line| line.kind != LineKind::Released));
+        there.map(|line| line.map(|line| line.after)).collect()
     }
 
     pub(in crate::billing::journal) async fn forget_lines(&self, sweep: &Sweep) -> Result<Swept, Error> {
         const STEP: &str = "forgetting lines";
-        let Sweep { shard, before, after, accounts, lines } = *sweep;
-        // Of each account those of its oldest lines that are too old, but for its newest; or as many as allowed.
-        let sql = "with recursive step (id, count) as (
-                (select account, 1 from ledger where shard = $1 and account between $2 and $3 order by account limit 1)
-                union all
-                select further.account, step.count + 1 from step cross join lateral (
-                    select account from ledger where shard = $1 and account > step.id and account <= $3
-                    order by account limit 1) as further where step.count < $4),
+        let Sweep { shard, before, first, last, pages } = *sweep;
+        // `forgotten` is the time before which lines may be gone.
+        let sql = "with own as (
+                select grp, (select max(seq) from account_page where shard = $1 and account_page.grp = each.grp) as base
+                from generate_series($2::bigint, $3::bigint) as each (grp)),
             old as (
-                select step.id, line.seq, line.position from step cross join lateral (
-                    select seq, position, at from ledger where shard = $1 and account = step.id
-                    order by seq, position limit $6::bigint + 1) as line
-                where line.at < $5 and (line.seq, line.position) < (
-                    select seq, position from ledger where shard = $1 and account = step.id
-                    order by seq desc, position desc limit 1)),
-            counted as (select id, count(*) as lines from old group by id),
+                select own.grp, page.last_seq, page.last_position, page.page, page.last_seq <= own.base as covered
+                from own cross join lateral (
+                    select last_seq, last_position, page, last_at from ledger_page
+                    where shard = $1 and ledger_page.grp = own.grp
+                    order by last_seq, last_position, page limit $5) as page
+                where page.last_at < $4),
             gone as (
-                delete from ledger using old where ledger.shard = $1 and ledger.account = old.id
-                    and ledger.seq = old.seq and ledger.position = old.position returning 1)
-            select (select max(id) from step), (select count(*) from gone),
-                coalesce((select max(lines) from counted) > $6, false)";
-        for (first, last) in spans(after) {
-            let params: [&(dyn ToSql + Sync); 6] = [
-                &i64::from(shard),
-                &first,
-                &last,
-                &i32::try_from(accounts).unwrap_or(i32::MAX),
-                &bounded(before.get()),
-                &i64::try_from(lines).unwrap_or(i64::MAX - 1),
-            ];
-            let rows = self.set_of(shard)?.write_ledger(STEP, sql, &params).await?;
-            let Some(row) = rows.first() else { continue };
-            let field = Error::unavailable::<tokio_postgres::Error>;
-            let last: Option<i64> = row.try_get(0).map_err(field(STEP))?;
-            if let Some(last) = last {
-                let more: bool = row.try_get(2).map_err(field(STEP))?;
-                return Ok(Swept { last: Some(last as u64), lines: number(row, 1)?, more });
+                delete from ledger_page using old where ledger_page.shard = $1 and ledger_page.grp = old.grp
+                    and ledger_page.last_seq = old.last_seq and ledger_page.last_position = old.last_position
+                    and ledger_page.page = old.page and old.covered
+                returning ledger_page.grp, ledger_page.last_at, cardinality(ledger_page.accounts) as lines),
+            noted as (
+                update ledger_progress set forgotten = greatest(forgotten, (select max(last_at) + 1 from gone))
+                where shard = $1 and exists (select 1 from gone) returning 1)
+            select coalesce((select sum(lines) from gone), 0)::bigint,
+                exists (select 1 from gone group by grp having count(*) >= $5),
+                exists (select 1 from old where covered is not true)";
+        let params: [&(dyn ToSql + Sync); 5] = [
+            &i64::from(shard),
+            &i64::from(first),
+            &i64::from(last),
+            &bounded(before.get()),
+            &i64::from(pages),
+        ];
+        let rows = self.set_of(shard)?.write_ledger(STEP, sql, &params).await?;
+        let Some(row) = rows.first() else { return Ok(Swept::default()) };
+        let told = |column: usize| row.try_get(column).map_err(Error::unavailable(STEP));
+        Ok(Swept { lines: number(row, 0)?, more: told(1)?, held: told(2)? })
+    }
+}
+
+/// A place among the pages of a group: `last_seq`, `last_position`, `page`.
+type Place = (i64, i64, i64);
+
+const END: Place = (i64::MAX, i64::MAX, i64::MAX);
+
+/// Goes through the lines of one account in one shard, from some place back.
+struct Walk<'a> {
+    set: &'a ReplicaSet,
+    shard: u32,
+    account: u64,
+    /// Pages below this one are yet to be seen.
+    end: Option<Place>,
+}
+
+impl<'a> Walk<'a> {
+    /// From the page that has this place, which ends there or beyond it.
+    async fn new(set: &'a ReplicaSet, account: u64, before: Cursor) -> Result<Walk<'a>, Error> {
+        let Cursor { shard, seq, position } = before;
+        let mut walk = Walk { set, shard, account, end: Some(END) };
+        if seq != u64::MAX {
+            let sql = "select last_seq, last_position, page from ledger_page
+                where shard = $1 and grp = $2 and (last_seq, last_position) >= ($3, $4)
+                order by last_seq, last_position, page limit 1";
+            let (shard, group) = walk.group();
+            let params: [&(dyn ToSql + Sync); 4] = [&shard, &group, &bounded(seq), &i64::from(position)];
+            if let Some(row) = set.read_ledger(READING, sql, &params).await?.first() {
+                let (seq, position, page) = place(row, 0)?;
+                walk.end = Some((seq, position, page + 1));
             }
         }
-        Ok(Swept { last: None, lines: 0, more: false })
+        Ok(walk)
     }
+
+    fn group(&self) -> (i64, i64) {
+        (i64::from(self.shard), i64::from(group_of(self.account)))
+    }
+
+    /// The account's lines in some more pages, at most `limit`, newest first, maybe none. None: there are no more pages, or
+    /// only such as were written before `since`.
+    async fn next(&mut self, limit: usize, since: Micros) -> Result<Option<Vec<Line>>, Error> {
+        let Some(end) = self.end else { return Ok(None) };
+        let (shard, group) = self.group();
+        let sql = "select last_seq, last_position, page, last_at from ledger_page
+            where shard = $1 and grp = $2 and (last_seq, last_position, page) < ($3, $4, $5)
+            order by last_seq desc, last_position desc, page desc offset $6 limit 1";
+        let params: [&(dyn ToSql + Sync); 6] = [&shard, &group, &end.0, &end.1, &end.2, &(LOOKED_MAX - 1)];
+        let rows = self.set.read_ledger(READING, sql, &params).await?;
+        let (floor, mut beyond) = match rows.first() {
+            Some(row) => {
+                let floor = place(row, 0)?;
+                (floor, (number(row, 3)? >= since.get()).then_some(floor))
+            }
+            None => ((0, 0, 0), None),
+        };
+        let sql = concat!(
+            "select ",
+            line!(),
+            ", page.last_seq, page.last_position, page.page from (
+                select * from ledger_page where shard = $1 and grp = $2
+                    and (last_seq, last_position, page) < ($3, $4, $5)
+                    and (last_seq, last_position, page) >= ($6, $7, $8) and $9 = any (accounts)
+                order by last_seq desc, last_position desc, page desc limit $10) as page
+            cross join lateral ",
+            lines_of_page!(),
+            " where line.account = $9 order by line.seq desc, line.position desc"
+        );
+        let pages = limit.clamp(1, FOUND_MAX);
+        let params: [&(dyn ToSql + Sync); 10] = [
+            &shard,
+            &group,
+            &end.0,
+            &end.1,
+            &end.2,
+            &floor.0,
+            &floor.1,
+            &floor.2,
+            &(self.account as i64),
+            &(pages as i64),
+        ];
+        let rows = self.set.read_ledger(READING, sql, &params).await?;
+        let mut places = rows.iter().map(|row| place(row, LINE_COLUMNS)).collect::<Result<Vec<_>, _>>()?;
+        let oldest = places.last().copied();
+        places.dedup();
+        // It stopped there, not at the floor.
+        if places.len() == pages {
+            beyond = oldest;
+        }
+        self.end = beyond;
+        rows.iter().map(|row| read(row, self.shard)).collect::<Result<_, _>>().map(Some)
+    }
+}
+
+const READING: &str = "reading lines";
+
+fn place(row: &SqlRow, first: usize) -> Result<Place, Error> {
+    let part = |column: usize| row.try_get(column).map_err(Error::unavailable(READING));
+    Ok((part(first)?, part(first + 1)?, part(first + 2)?))
 }
 
 /// What is beyond the column is beyond every line.
-fn bounded(value: u64) -> i64 {
+pub(super) fn bounded(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// Accounts beyond one, in the order of their unsigned ids, as ranges of the signed column.
-fn spans(after: Option<u64>) -> Vec<(i64, i64)> {
-    match after.map_or(Some(0), |after| after.checked_add(1)) {
-        None => Vec::new(),
-        Some(first) => match i64::try_from(first) {
-            Ok(first) => vec![(first, i64::MAX), (i64::MIN, -1)],
-            Err(_) => vec![(first as i64, -1)],
-        },
-    }
-}
+const LINE_COLUMNS: usize = 15;
 
-fn cells(shard: i64, line: &Line) -> [Cell; COLUMNS] {
-    let Line { seq, position, kind, at, amount, charged, after, key } = line;
-    let Row { id, velocity, version, since, stage } = after;
-    let (remainder, stopped_velocity, overrun) = match stage {
-        Stage::Open { remainder, .. } => (i64::from(*remainder), Cell::Nothing, Cell::Nothing),
-        Stage::Stopped { velocity } => (0, Cell::Number(velocity.get()), Cell::Nothing),
-        Stage::Delivered { overrun } => (0, Cell::Nothing, Cell::Number(overrun.get())),
-    };
-    [
-        Cell::Number(shard),
-        Cell::Number(*id as i64),
-        Cell::Number(bounded(*seq)),
-        Cell::Number(i64::from(*position)),
-        Cell::Number(i64::from(kind.code())),
-        Cell::Number(bounded(at.get())),
-        Cell::Number(amount.get()),
-        Cell::Number(charged.get()),
-        Cell::Number(after.balance().get()),
-        Cell::Number(velocity.get()),
-        Cell::Number(i64::from(*version)),
-        Cell::Number(bounded(since.get())),
-        Cell::Number(remainder),
-        stopped_velocity,
-        overrun,
-        key.as_ref().map_or(Cell::Nothing, |key| Cell::Bytes(key.as_bytes().to_vec())),
-    ]
-}
-
-fn read(row: &SqlRow) -> Result<Entry, Error> {
+fn read(row: &SqlRow, shard: u32) -> Result<Line, Error> {
     let field = |error: tokio_postgres::Error| Error::unavailable("reading a line")(error);
     let signed = |column: usize| row.try_get::<_, i64>(column).map_err(field);
     let optional = |column: usize| row.try_get::<_, Option<i64>>(column).map_err(field);
-    let (shard, seq) = (signed(0)?, number(row, 2)?);
+    let seq = number(row, 1)?;
     let corrupt = |column: &str| {
         let what = format!("a line of the ledger has a strange {column}");
-        Error::Corrupt { shard: shard as u32, seq, what }
+        Error::Corrupt { shard, seq, what }
     };
     let narrow = |column: usize, name: &str| u32::try_from(signed(column)?).map_err(|_| corrupt(name));
-    let stage = match (optional(13)?, optional(14)?) {
-        (None, None) => Stage::Open { balance: Money::new(signed(8)?), remainder: narrow(12, "remainder")? },
+    let stage = match (optional(12)?, optional(13)?) {
+        (None, None) => Stage::Open { balance: Money::new(signed(7)?), remainder: narrow(11, "remainder")? },
         (Some(velocity), None) => Stage::Stopped { velocity: Velocity::new(velocity) },
         (_, Some(overrun)) => Stage::Delivered { overrun: Money::new(overrun) },
     };
     let after = Row {
-        id: signed(1)? as u64,
-        velocity: Velocity::new(signed(9)?),
-        version: narrow(10, "version")?,
-        since: Micros::new(number(row, 11)?),
+        id: signed(0)? as u64,
+        velocity: Velocity::new(signed(8)?),
+        version: narrow(9, "version")?,
+        since: Micros::new(number(row, 10)?),
         stage,
     };
-    let kind = u8::try_from(signed(4)?).ok().and_then(LineKind::from_code).ok_or_else(|| corrupt("kind"))?;
-    let key: Option<&[u8]> = row.try_get(15).map_err(field)?;
-    let line = Line {
+    let kind = u8::try_from(signed(3)?).ok().and_then(LineKind::from_code).ok_or_else(|| corrupt("kind"))?;
+    let key: Option<&[u8]> = row.try_get(14).map_err(field)?;
+    Ok(Line {
         seq,
-        position: narrow(3, "position")?,
+        position: narrow(2, "position")?,
         kind,
-        at: Micros::new(number(row, 5)?),
-        amount: Money::new(signed(6)?),
-        charged: Money::new(signed(7)?),
+        at: Micros::new(number(row, 4)?),
+        amount: Money::new(signed(5)?),
+        charged: Money::new(signed(6)?),
         after,
         key: key.and_then(Key::new),
-    };
-    Ok(Entry { shard: narrow(0, "shard")?, line })
+    })
 }

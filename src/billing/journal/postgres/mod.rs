@@ -4,12 +4,13 @@
 //! shard's lease, in the same statement: an append moves its `seq` by one if the epoch is its own, and holds the row until it is
 //! committed. So everything that changes the lease (another owner, `confirm`) waits for an append under way and outdates
 //! one that is still to come. The ledger alone is written by more than one statement: a transaction that begins with the
-//! row of `projected`, which is to it what the lease is to the journal, and that no append waits for.
+//! row of `ledger_progress`, which is to it what the lease is to the journal, and that no append waits for.
 
 mod address;
 mod append;
 mod lease;
 mod ledger;
+mod pages;
 mod replica_set;
 mod schema;
 mod snapshot;

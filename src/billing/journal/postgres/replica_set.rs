@@ -8,16 +8,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use deadpool_postgres::{Connect, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime};
+use futures::SinkExt;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tokio_postgres::binary_copy::BinaryCopyInWriter;
 use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::{Severity, SqlState};
-use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{AsyncMessage, Client, Row};
 
 use super::address::{Address, HostAddress};
-use super::ledger::Cell;
 use crate::billing::journal::{Error, Timeouts};
 
 /// An owner appends over one, tailing, leases and status use others; a shard waits for its own commit only.
@@ -26,8 +25,12 @@ const CONNECTIONS_MAX: usize = 16;
 /// The ledger's own, so that no append waits for a place behind it.
 const LEDGER_CONNECTIONS_MAX: usize = 4;
 
-/// Rows copied by one statement: some 100 ms.
-const COPIED_MAX: usize = 16_384;
+/// Bytes of rows copied by one statement: some 100 ms.
+const COPIED_BYTES: usize = 16 << 20;
+
+/// What COPY's binary format begins and ends with.
+const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+const COPY_TRAILER: &[u8] = b"\xff\xff";
 
 type Params<'a> = &'a [&'a (dyn ToSql + Sync)];
 
@@ -152,16 +155,16 @@ impl ReplicaSet {
         }
     }
 
-    /// A transaction that changes a row and then copies others in, any number of them. False: the row was not there to be
-    /// changed, and nothing was written. `Unknown` if it may have been committed.
-    pub(super) async fn fill<const N: usize>(
+    /// A transaction that changes a row and then copies others in, any number of them; a piece is some rows whole. False: the
+    /// row was not there to be changed, and nothing was written. `Unknown` if it may have been committed.
+    pub(super) async fn fill(
         &self,
         step: &'static str,
         filling: Filling<'_>,
-        rows: impl Iterator<Item = [Cell; N]> + Send,
+        pieces: impl Iterator<Item = Bytes> + Send,
     ) -> Result<bool, Error> {
         let mut client = self.ledger.get().await.map_err(Error::unavailable(step))?;
-        let failed = match filling.run(&mut client, self.hosts.timeouts.answer, rows).await {
+        let failed = match filling.run(&mut client, self.hosts.timeouts.answer, pieces).await {
             Ok(filled) => return Ok(filled),
             Err(failed) => failed,
         };
@@ -233,8 +236,9 @@ pub(super) struct Filling<'a> {
     /// Changes one row, or none, and then that is all.
     pub(super) gate: &'a str,
     pub(super) params: Params<'a>,
+    /// What goes before others come.
+    pub(super) clear: Option<(&'a str, Params<'a>)>,
     pub(super) copy: &'a str,
-    pub(super) types: &'a [Type],
 }
 
 enum Unfilled {
@@ -244,30 +248,38 @@ enum Unfilled {
 
 impl Filling<'_> {
     /// Dropped on the way, it is rolled back.
-    async fn run<const N: usize>(
+    async fn run(
         self,
         client: &mut Object,
         answer: Duration,
-        rows: impl Iterator<Item = [Cell; N]> + Send,
+        pieces: impl Iterator<Item = Bytes> + Send,
     ) -> Result<bool, Unfilled> {
-        let Filling { gate, params, copy, types } = self;
+        let Filling { gate, params, clear, copy } = self;
         let transaction = soon(answer, client.transaction()).await?;
         let gate = soon(answer, transaction.prepare_cached(gate)).await?;
         if soon(answer, transaction.execute(&gate, params)).await? == 0 {
             soon(answer, transaction.rollback()).await?;
             return Ok(false);
         }
-        let mut rows = rows.peekable();
+        if let Some((clear, params)) = clear {
+            let clear = soon(answer, transaction.prepare_cached(clear)).await?;
+            soon(answer, transaction.execute(&clear, params)).await?;
+        }
+        let mut pieces = pieces.peekable();
         // Each copy is a statement, and so within the server's limit for one.
-        while rows.peek().is_some() {
-            let sink = soon(answer, transaction.copy_in::<str, Bytes>(copy)).await?;
-            let mut writer = std::pin::pin!(BinaryCopyInWriter::new(sink, types));
+        while pieces.peek().is_some() {
+            let mut sink = std::pin::pin!(soon(answer, transaction.copy_in::<str, Bytes>(copy)).await?);
             let copying = async {
-                for row in rows.by_ref().take(COPIED_MAX) {
-                    let values = row.each_ref().map(|cell| cell as &(dyn ToSql + Sync));
-                    writer.as_mut().write(&values).await?;
+                sink.feed(Bytes::from_static(COPY_HEADER)).await?;
+                let mut copied = 0;
+                while copied < COPIED_BYTES
+                    && let Some(piece) = pieces.next()
+                {
+                    copied += piece.len();
+                    sink.feed(piece).await?;
                 }
-                writer.finish().await
+                sink.feed(Bytes::from_static(COPY_TRAILER)).await?;
+                sink.finish().await
             };
             soon(answer, copying).await?;
         }

@@ -10,8 +10,9 @@ use tokio_postgres::error::SqlState;
 use super::replica_set::{DefineError, ReplicaSet};
 use crate::billing::journal::{BucketMap, Error};
 
-/// Each brings the schema one version further. Every statement may be repeated, and be run by two nodes at once.
-const MIGRATIONS: [&[&str]; 2] = [FIRST, LEDGER];
+/// Every statement may be repeated, and be run by two nodes at once, while others serve. Version 2 had a ledger of a row for
+/// each line, `ledger`, which goes: what follows it is derived again.
+const TABLES: [&[&str]; 2] = [FIRST, LEDGER];
 
 const FIRST: &[&str] = &[
     // `payload` begins with the format version; `checksum` is the CRC-32 of shard, seq, epoch and payload.
@@ -37,24 +38,56 @@ const FIRST: &[&str] = &[
 ];
 
 const LEDGER: &[&str] = &[
-    // The lines in the order in which histories are read. Money is in micro-units, times are microseconds since the epoch.
-    // `balance` to `overrun` are the account after the line; `stopped_velocity` is there while an order is on its way,
-    // `overrun` once it was answered. A `kind` of 9 or 10 is a move between shards.
-    "create table if not exists ledger (
-        shard bigint not null, account bigint not null, seq bigint not null, position bigint not null,
-        kind bigint not null, at bigint not null, amount bigint not null, charged bigint not null,
-        balance bigint not null, velocity bigint not null, version bigint not null, since bigint not null,
-        remainder bigint not null, stopped_velocity bigint, overrun bigint, key bytea,
-        primary key (shard, account, seq, position))",
-    // How far the ledger is, and under which epoch it may be written: what the lease is to the journal.
-    "create table if not exists projected (
-        shard bigint not null primary key, epoch bigint not null, seq bigint not null)",
+    // Each row has lines of the accounts that share `grp`, which is `account & 1023`: an array for each field, and an element
+    // for each line, in the order of their places (seq, position). The key is the last line's place, and `page` tells apart what
+    // ends at the same. Money is in micro-units, times are microseconds since the epoch; `last_at` is when it was written, and
+    // not before any line in it. `balances` to `overruns` are the account after the line; `stopped_velocities` is there
+    // while an order is on its way, `overruns` once it was answered. A kind of 9 or 10 is a move between shards. A column is
+    // null if all of it would be: `charged`, `velocities` and `remainders` 0, `versions` 1, `sinces` as `ats`.
+    "create table if not exists ledger_page (
+        shard bigint not null, grp bigint not null, last_seq bigint not null, last_position bigint not null,
+        page bigint not null, last_at bigint not null, accounts bigint[] not null, seqs bigint[] not null,
+        positions bigint[] not null, kinds bigint[] not null, ats bigint[] not null, amounts bigint[] not null,
+        balances bigint[] not null, charged bigint[], velocities bigint[], versions bigint[], sinces bigint[],
+        remainders bigint[], stopped_velocities bigint[], overruns bigint[], keys bytea[],
+        primary key (shard, grp, last_seq, last_position, page))",
+    // All accounts of a group as they were after the batch `seq`; an account that changed since is newer in its lines.
+    "create table if not exists account_page (
+        shard bigint not null, grp bigint not null, page bigint not null, seq bigint not null,
+        ids bigint[] not null, balances bigint[] not null, velocities bigint[] not null, versions bigint[] not null,
+        sinces bigint[] not null, remainders bigint[], stopped_velocities bigint[], overruns bigint[],
+        primary key (shard, grp, page))",
+    // How far the ledger is, and under which epoch it may be written: what the lease is to the journal. Lines from before
+    // `forgotten` may be gone.
+    "create table if not exists ledger_progress (
+        shard bigint not null primary key, epoch bigint not null, seq bigint not null, forgotten bigint not null)",
 ];
 
-/// For whoever reads; nothing here needs them, so a database that cannot have them is used all the same.
-const VIEWS: [&str; 2] = [include_str!("billing_ledger.sql"), include_str!("billing_accounts.sql")];
+/// What a database may not know, and is used without: how rows are kept, and what only others read. Bytes of the journal
+/// do not compress, and a page of lines is read whole.
+const OPTIONS: [&str; 6] = [
+    "alter table journal alter column payload set storage external",
+    "alter table ledger_page alter column accounts set storage plain, alter column seqs set storage plain,
+        alter column positions set storage plain, alter column kinds set storage plain,
+        alter column ats set storage plain, alter column amounts set storage plain,
+        alter column balances set storage plain, alter column charged set storage plain,
+        alter column velocities set storage plain, alter column versions set storage plain,
+        alter column sinces set storage plain, alter column remainders set storage plain,
+        alter column stopped_velocities set storage plain, alter column overruns set storage plain,
+        alter column keys set storage plain",
+    "alter table account_page alter column ids set storage plain, alter column balances set storage plain,
+        alter column velocities set storage plain, alter column versions set storage plain,
+        alter column sinces set storage plain, alter column remainders set storage plain,
+        alter column stopped_velocities set storage plain, alter column overruns set storage plain",
+    include_str!("billing_ledger.sql"),
+    include_str!("billing_accounts.sql"),
+    include_str!("billing_history.sql"),
+];
 
-const VERSION: i64 = MIGRATIONS.len() as i64;
+/// Version 2's. Last, because its views are of the same name, and no longer need them.
+const GONE: [&str; 2] = ["drop table if exists ledger", "drop table if exists projected"];
+
+const VERSION: i64 = 3;
 
 /// Where this replica set stands among the configured ones.
 #[derive(Clone, Copy)]
@@ -88,8 +121,8 @@ pub(super) async fn prepare(set: &ReplicaSet, place: Place, shards: u32) -> Resu
     .await?;
     set.read(
         "adding what is projected",
-        "insert into projected (shard, epoch, seq) select shard, 0, 0 from unnest($1::bigint[]) as own (shard)
-            on conflict (shard) do nothing",
+        "insert into ledger_progress (shard, epoch, seq, forgotten)
+            select shard, 0, 0, 0 from unnest($1::bigint[]) as own (shard) on conflict (shard) do nothing",
         &[&own],
     )
     .await?;
@@ -137,13 +170,14 @@ async fn stored_is_current(set: &ReplicaSet, place: Place) -> Result<bool, Error
 }
 
 async fn migrate(set: &ReplicaSet, place: Place) -> Result<(), DefineError> {
-    for statement in MIGRATIONS.iter().flat_map(|migration| migration.iter()) {
+    for statement in TABLES.into_iter().flatten() {
         set.define(statement).await?;
     }
-    for view in VIEWS {
-        match set.define(view).await {
+    for option in OPTIONS.into_iter().chain(GONE) {
+        match set.define(option).await {
             Err(DefineError::Sql(code, cause)) if !is_race(&code) => {
-                tracing::warn!(error = %cause, "journal: a view for reports cannot be made in this database");
+                let statement = option.lines().next().unwrap_or_default();
+                tracing::warn!(statement, error = %cause, "journal: this database has no such thing, it is used without");
             }
             other => other?,
         }

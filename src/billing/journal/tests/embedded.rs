@@ -91,7 +91,7 @@ async fn child_that_writes_until_it_is_killed() {
         journal.append(&batch(0, seq, lease.epoch)).await.unwrap();
         if seq.is_multiple_of(9) {
             let lines = (projected + 1..=seq).map(|seq| line(seq % 3, seq, 0)).collect();
-            journal.project(&stretch(0, lease.epoch, projected, seq), &Arc::new(lines)).await.unwrap();
+            journal.project(&stretch(0, lease.epoch, projected, seq), &Arc::new(vec![lines])).await.unwrap();
             projected = seq;
         }
         let mut out = std::io::stdout().lock();

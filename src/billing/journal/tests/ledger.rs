@@ -31,7 +31,8 @@ on_both_engines! {
     accounts_are_the_newest_lines,
     a_snapshot_is_carried_over_whole,
     nothing_is_truncated_that_the_ledger_still_needs,
-    old_lines_are_forgotten_and_accounts_are_not,
+    old_pages_are_forgotten_and_accounts_are_not,
+    a_history_is_found_among_those_of_many,
     the_ledger_is_there_after_a_restart,
 }
 
@@ -44,28 +45,42 @@ async fn append_to(journal: &Journal, shard: u32, last: u64) -> u64 {
 }
 
 async fn project(journal: &Journal, stretch: Stretch, lines: Vec<Line>) {
-    journal.project(&stretch, &Arc::new(lines)).await.unwrap();
+    journal.project(&stretch, &Arc::new(vec![lines])).await.unwrap();
 }
 
 fn places(entries: &[Entry]) -> Vec<(u32, u64, u32)> {
     entries.iter().map(|entry| (entry.shard, entry.line.seq, entry.line.position)).collect()
 }
 
+/// By id.
 async fn accounts_of(journal: &Journal, shard: u32) -> Vec<Row> {
-    let (mut all, mut after): (Vec<Row>, _) = (Vec::new(), None);
-    loop {
-        let page = journal.projected_accounts(shard, after, 3).await.unwrap();
-        let Some(last) = page.last() else { return all };
-        after = Some(last.id);
-        all.extend(page);
+    let mut all = Vec::new();
+    // As somebody would who has many.
+    for (first, last) in [(0, 0), (1, 900), (901, GROUPS - 1)] {
+        all.extend(journal.projected_accounts(shard, first, last).await.unwrap());
     }
+    all.sort_by_key(|row| row.id);
+    all
+}
+
+/// So that old lines may be forgotten where reports are read.
+async fn put_base(journal: &Journal, shard: u32, epoch: u64, seq: u64, rows: &[Row]) {
+    let mut rows = rows.to_vec();
+    rows.sort_by_key(|row| group_of(row.id));
+    let base = Base { shard, epoch, seq, first: 0, last: GROUPS - 1 };
+    journal.put_base(&base, &rows).await.unwrap();
+}
+
+fn sweep(shard: u32, before: Micros) -> Sweep {
+    Sweep { shard, before, first: 0, last: GROUPS - 1, pages: 100 }
 }
 
 async fn a_line_is_written_once_and_in_its_order(bed: Bed) {
     let journal = bed.node().await;
     let epoch = append_to(&journal, 0, 9).await;
     assert_eq!(journal.claim(0, epoch).await.unwrap(), 0);
-    let first = Arc::new(vec![line(4, 1, 0), line(5, 1, 2), line(4, 2, 0), line(4, 2, 1)]);
+    let lines = [line(4, 1, 0), line(5, 1, 2), line(4, 2, 0), line(4, 2, 1)];
+    let first = Arc::new(vec![lines[..2].to_vec(), lines[2..].to_vec()]);
     for _ in 0..3 {
         // As after an answer that was lost.
         journal.project(&stretch(0, epoch, 0, 2), &first).await.unwrap();
@@ -82,7 +97,7 @@ async fn a_line_is_written_once_and_in_its_order(bed: Bed) {
     assert_eq!(journal.claim(0, epoch).await.unwrap(), 8);
     let four = history_of(&journal, 0, 4, 100).await;
     assert_eq!(places(&four), [(0, 5, 6), (0, 2, 1), (0, 2, 0), (0, 1, 0)]);
-    assert_eq!(four[2].line, first[2]);
+    assert_eq!(four[2].line, lines[2]);
     assert_eq!(places(&history_of(&journal, 0, 5, 100).await), [(0, 1, 2)]);
     assert_eq!(history_of(&journal, 0, 6, 100).await, []);
 }
@@ -100,10 +115,10 @@ async fn an_owner_whose_time_is_over_writes_no_line(bed: Bed) {
     project(&old, stretch(0, first, 1, 2), vec![line(4, 2, 0)]).await;
     assert_eq!(new.claim(0, second).await.unwrap(), 2);
     for refused in [
-        old.project(&stretch(0, first, 2, 3), &Arc::new(vec![line(4, 3, 0)])).await,
+        old.project(&stretch(0, first, 2, 3), &Arc::new(vec![vec![line(4, 3, 0)]])).await,
         // Even what is written already.
         old.project(&stretch(0, first, 1, 2), &Arc::default()).await,
-        old.carry(&stretch(0, first, 2, 5), Micros::ZERO, std::iter::empty()).await,
+        old.carry(&stretch(0, first, 2, 5), std::iter::empty()).await,
         old.claim(0, first).await.map(drop),
     ] {
         assert!(matches!(refused, Err(Error::Fenced { shard: 0, epoch }) if epoch == second), "{refused:?}");
@@ -173,7 +188,8 @@ async fn whatever_a_line_holds_comes_back(bed: Bed) {
     let mut lines = Vec::new();
     for (at, key) in keys.iter().enumerate() {
         let after = Row {
-            id: u64::MAX,
+            // A creation is the first line of its account. These share a group.
+            id: u64::MAX - at as u64 * u64::from(GROUPS),
             velocity: [Velocity::MAX, Velocity::ZERO][at % 2],
             version: [1, u32::MAX][at % 2],
             since: [Micros::MAX, Micros::ZERO][at % 2],
@@ -187,9 +203,14 @@ async fn whatever_a_line_holds_comes_back(bed: Bed) {
     lines.push(Line::of_row(3, u32::MAX, LineKind::Carried, Micros::new(5), lines[0].after));
     project(&journal, stretch(0, epoch, 0, 3), lines.clone()).await;
     lines.reverse();
-    let found: Vec<Line> =
-        history_of(&journal, 0, u64::MAX, 10).await.iter().map(|entry| entry.line).collect();
-    assert_eq!(found, lines);
+    let last = lines.remove(0);
+    for line in lines {
+        let mut found = history_of(&journal, 0, line.after.id, 10).await;
+        if line.after.id == last.after.id {
+            assert_eq!(found.remove(0).line, last);
+        }
+        assert_eq!(found, [Entry { shard: 0, line }]);
+    }
 }
 
 /// What moving an account leaves behind: its last line in one shard, its first in the next.
@@ -250,12 +271,16 @@ async fn a_history_goes_through_every_shard_that_had_the_account(bed: Bed) {
     let found = history_of(&journal, 0, 10, 1).await;
     assert_eq!(places(&found), [(0, 41, 0), (1, 41, 0), (0, 38, 0)]);
     // And is whole without what was forgotten.
-    let sweep = Sweep { shard: 0, before: Micros::MAX, after: None, accounts: 100, lines: 100 };
-    assert_eq!(journal.forget_lines(&sweep).await.unwrap().last, Some(10));
+    put_base(&journal, 0, epochs[0], 41, &accounts_of(&journal, 0).await).await;
+    assert_eq!(journal.forget_lines(&sweep(0, Micros::MAX)).await.unwrap().lines, 13);
     assert_eq!(places(&history_of(&journal, 1, 9, 10).await), [(1, 38, 0)]);
     // What nobody has lines of, and nobody will have, is not waited for.
-    put(2, 31, 32, vec![Line::of_row(32, 0, LineKind::Adopted, Micros::ZERO, row(11, 5, 5))]).await;
+    let late = row(11, 5, 90_000);
+    put(2, 31, 32, vec![Line::of_row(32, 0, LineKind::Adopted, Micros::ZERO, late)]).await;
     assert!(!journal.history(2, 11, None, 10).await.unwrap().whole);
+    // And not what is older than lines that are forgotten.
+    put(2, 32, 33, vec![Line::of_row(33, 0, LineKind::Adopted, Micros::ZERO, row(12, 5, 5))]).await;
+    assert!(journal.history(2, 12, None, 10).await.unwrap().whole);
     for shard in 0..3 {
         project_nothing(&journal, shard, epochs[shard as usize], 50).await;
     }
@@ -269,6 +294,7 @@ async fn accounts_are_the_newest_lines(bed: Bed) {
     let ids = [0, 1, 7, i64::MAX as u64, i64::MAX as u64 + 1, u64::MAX - 1, u64::MAX];
     let mut lines: Vec<Line> =
         (1..=20).flat_map(|seq| ids.map(|id| line(id, seq, (id % 9) as u32))).collect();
+    lines.sort_by_key(|line| (line.seq, line.position));
     lines.push(Line::of_row(21, 0, LineKind::Released, Micros::ZERO, line(7, 20, 0).after));
     lines.push(Line::of_row(22, 0, LineKind::Adopted, Micros::ZERO, row(100, 5, 5)));
     project(&journal, stretch(2, epoch, 0, 22), lines).await;
@@ -283,26 +309,32 @@ async fn accounts_are_the_newest_lines(bed: Bed) {
         digest.finish()
     };
     assert_eq!(digest(&found), digest(&expected));
-    assert_eq!(journal.projected_accounts(2, Some(u64::MAX), 9).await.unwrap(), []);
+    // The same, whatever of it was written as a whole before.
+    for seq in [20, 22] {
+        let then = if seq == 20 { ids.map(newest).to_vec() } else { expected.clone() };
+        put_base(&journal, 2, epoch, seq, &then).await;
+        assert_eq!(accounts_of(&journal, 2).await, expected, "beyond a base of {seq}");
+    }
     assert_eq!(accounts_of(&journal, 1).await, []);
 }
 
 async fn a_snapshot_is_carried_over_whole(bed: Bed) {
-    // More than one statement, or one write, holds.
-    const ACCOUNTS: u64 = 40_000;
+    // More than one chunk, and pages that end at the same place.
+    const ACCOUNTS: u64 = 100_000;
     let journal = bed.node().await;
     let epoch = append_to(&journal, 0, 9).await;
     journal.claim(0, epoch).await.unwrap();
     project(&journal, stretch(0, epoch, 0, 2), vec![line(3, 2, 0)]).await;
     let rows = || (0..ACCOUNTS).map(|id| row(id, id as i64, 1));
     for _ in 0..2 {
-        journal.carry(&stretch(0, epoch, 2, 8), Micros::new(77), rows()).await.unwrap();
+        let stretch = Stretch { at: Micros::new(77), ..stretch(0, epoch, 2, 8) };
+        journal.carry(&stretch, rows()).await.unwrap();
     }
     assert_eq!(journal.claim(0, epoch).await.unwrap(), 8);
     let entries = history_of(&journal, 0, 3, 10).await;
     assert_eq!(places(&entries), [(0, 8, 0), (0, 2, 0)]);
     assert_eq!(entries[0].line, Line::of_row(8, 0, LineKind::Carried, Micros::new(77), row(3, 3, 1)));
-    assert!(journal.projected_accounts(0, None, 50_000).await.unwrap().into_iter().eq(rows()));
+    assert!(accounts_of(&journal, 0).await.into_iter().eq(rows()));
     project(&journal, stretch(0, epoch, 8, 9), vec![line(3, 9, 0)]).await;
     assert_eq!(places(&history_of(&journal, 0, 3, 1).await), [(0, 9, 0), (0, 8, 0), (0, 2, 0)]);
 }
@@ -343,35 +375,107 @@ async fn nothing_is_truncated_that_the_ledger_still_needs(bed: Bed) {
     assert_eq!(journal.snapshot_before(0, 40).await.unwrap(), Some(snapshot(40)));
 }
 
-async fn old_lines_are_forgotten_and_accounts_are_not(bed: Bed) {
+async fn old_pages_are_forgotten_and_accounts_are_not(bed: Bed) {
     let journal = bed.node().await;
     let epoch = append_to(&journal, 0, 30).await;
     journal.claim(0, epoch).await.unwrap();
-    // Account 1 has 20 lines, 2 is old as a whole, 3 is young, the last one is beyond signed numbers.
-    let mut lines: Vec<Line> = (1..=20).map(|seq| line(1, seq, 0)).collect();
-    lines.extend([line(2, 3, 0), line(2, 4, 0), line(3, 18, 0), line(u64::MAX, 1, 0), line(u64::MAX, 19, 0)]);
-    project(&journal, stretch(0, epoch, 0, 20), lines).await;
-    let before = accounts_of(&journal, 0).await;
-    let mut sweep = Sweep { shard: 0, before: Micros::new(15_000), after: None, accounts: 2, lines: 10 };
-    let mut rounds = Vec::new();
-    loop {
-        let swept = journal.forget_lines(&sweep).await.unwrap();
-        rounds.push((swept.last, swept.lines, swept.more));
-        match swept {
-            Swept { last: None, .. } => break,
-            Swept { more: true, .. } => {}
-            Swept { last, .. } => sweep.after = last,
-        }
+    // A page of each write: account 1 has 20, 2 is old as a whole, 3 is young, the last one is beyond signed numbers.
+    for seq in 1..=20 {
+        let mut lines = vec![line(1, seq, 0)];
+        lines.extend([3, 4].contains(&seq).then(|| line(2, seq, 1)));
+        lines.extend((seq == 18).then(|| line(3, seq, 1)));
+        lines.extend([1, 19].contains(&seq).then(|| line(u64::MAX, seq, 2)));
+        project(&journal, stretch(0, epoch, seq - 1, seq), lines).await;
     }
-    let told: u64 = rounds.iter().map(|(_, lines, _)| lines).sum();
-    assert_eq!(told, 14 + 1 + 1, "{rounds:?}");
-    assert!(rounds[0].2 && rounds.iter().all(|(_, lines, _)| *lines <= 12), "{rounds:?}");
-    assert_eq!(accounts_of(&journal, 0).await, before);
-    let seqs = async |account| -> Vec<u64> {
+    let before = accounts_of(&journal, 0).await;
+    let of = async |account| -> Vec<u64> {
         history_of(&journal, 0, account, 4).await.iter().map(|entry| entry.line.seq).collect()
     };
-    assert_eq!(seqs(1).await, [20, 19, 18, 17, 16, 15]);
-    assert_eq!((seqs(2).await, seqs(3).await, seqs(u64::MAX).await), (vec![4], vec![18], vec![19]));
+    let old = Sweep { pages: 10, ..sweep(0, Micros::new(15_000)) };
+    if journal.keeps_bases() {
+        // Reports would miss an account.
+        let swept = journal.forget_lines(&old).await.unwrap();
+        assert_eq!(swept, Swept { lines: 0, more: false, held: true });
+        // Of the 14 that are old, it stands for 12.
+        put_base(
+            &journal,
+            0,
+            epoch,
+            12,
+            &[line(1, 12, 0).after, line(2, 4, 1).after, line(u64::MAX, 1, 2).after],
+        )
+        .await;
+        assert_eq!(accounts_of(&journal, 0).await, before);
+    }
+    let mut rounds = Vec::new();
+    loop {
+        let swept = journal.forget_lines(&old).await.unwrap();
+        rounds.push(swept);
+        if !swept.more {
+            break;
+        }
+    }
+    let told: u64 = rounds.iter().map(|swept| swept.lines).sum();
+    assert!(rounds.len() == 2 && rounds[0].more, "{rounds:?}");
+    if journal.keeps_bases() {
+        assert!(told == 12 + 2 + 1 && rounds[1].held, "{rounds:?}");
+        assert_eq!(of(1).await, [20, 19, 18, 17, 16, 15, 14, 13]);
+        put_base(&journal, 0, epoch, 20, &before).await;
+        assert_eq!(journal.forget_lines(&old).await.unwrap(), Swept { lines: 2, more: false, held: false });
+        assert_eq!(accounts_of(&journal, 0).await, before, "also of what has no line any more");
+    } else {
+        assert!(told == 14 + 2 + 1 && !rounds[1].held, "{rounds:?}");
+    }
+    assert_eq!(of(1).await, [20, 19, 18, 17, 16, 15]);
+    assert_eq!((of(2).await, of(3).await, of(u64::MAX).await), (vec![], vec![18], vec![19]));
+    project(&journal, stretch(0, epoch, 20, 21), vec![line(2, 21, 0)]).await;
+    assert_eq!(of(2).await, [21]);
+}
+
+/// Many accounts of one group, so that a history is looked for among the lines of others, in pages that are full.
+async fn a_history_is_found_among_those_of_many(bed: Bed) {
+    const ACCOUNTS: u64 = 50;
+    const BATCHES: u64 = 60;
+    let journal = bed.node().await;
+    let epoch = append_to(&journal, 0, BATCHES).await;
+    journal.claim(0, epoch).await.unwrap();
+    let seed = fastrand::u64(..);
+    println!("seed {seed}");
+    let mut dice = fastrand::Rng::with_seed(seed);
+    let id = |account: u64| account * u64::from(GROUPS) + 9;
+    let mut expected: Vec<Vec<Line>> = vec![Vec::new(); ACCOUNTS as usize];
+    let mut after = 0;
+    while after < BATCHES {
+        let through = (after + dice.u64(1..15)).min(BATCHES);
+        let mut offers = Vec::new();
+        for seq in after + 1..=through {
+            // Some end at the same place, as what moves does.
+            let (mut lines, together) = (Vec::new(), dice.bool());
+            for at in 0..dice.u64(0..40) {
+                let account = if together { at } else { dice.u64(0..ACCOUNTS) };
+                let key = Key::new(&vec![b'k'; dice.usize(1..=64)]);
+                let line = Line { key, ..line(id(account), seq, if together { 0 } else { at as u32 }) };
+                expected[account as usize].push(line);
+                lines.push(line);
+            }
+            offers.push(lines);
+        }
+        journal.project(&stretch(0, epoch, after, through), &Arc::new(offers)).await.unwrap();
+        after = through;
+    }
+    for (account, mut lines) in (0..).zip(expected) {
+        lines.reverse();
+        let found = history_of(&journal, 0, id(account), dice.usize(1..9)).await;
+        assert!(found.iter().map(|entry| entry.line).eq(lines), "account {account}");
+    }
+    // The first line of an account is the end, whatever is behind it.
+    let created = Line { kind: LineKind::Event(EventKind::Created), ..line(id(70), BATCHES, 1_000) };
+    let next = append_to(&journal, 0, BATCHES + 1).await;
+    journal.claim(0, next).await.unwrap();
+    let lines = vec![created, line(id(70), BATCHES + 1, 0)];
+    project(&journal, stretch(0, next, BATCHES, BATCHES + 1), lines).await;
+    let history = journal.history(0, id(70), None, 2).await.unwrap();
+    assert_eq!((history.entries.len(), history.next, history.whole), (2, None, true));
 }
 
 async fn the_ledger_is_there_after_a_restart(bed: Bed) {
@@ -409,7 +513,7 @@ async fn a_projection_whose_answer_was_lost_is_made_once() {
     let mut lost = 0;
     for seq in 1..=ROUNDS {
         cutter.plan(dice.choice([Plan::Pass, Plan::LoseRequest, Plan::LoseAnswer, Plan::Hold]).unwrap());
-        let lines = Arc::new(vec![line(4, seq, 0), line(5, seq, 2)]);
+        let lines = Arc::new(vec![vec![line(4, seq, 0), line(5, seq, 2)]]);
         loop {
             match journal.project(&stretch(0, epoch, seq - 1, seq), &lines).await {
                 Ok(()) => break,
@@ -433,22 +537,49 @@ async fn a_projection_whose_answer_was_lost_is_made_once() {
     }
 }
 
-/// As an installation of before the ledger is: without its tables, and with a journal that begins somewhere.
+/// As an installation of before the ledger is, and one whose ledger has a row for each line: two nodes come at once, while
+/// another serves.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_schema_gets_its_ledger() {
-    let bed = Bed::postgres().await;
-    let Bed::Postgres { database } = &bed else { unreachable!("it was made so") };
-    let journal = bed.node().await;
-    let epoch = append_to(&journal, 0, 5).await;
-    let client = cluster::shared().client(database).await;
-    let before =
-        "drop view billing_accounts; drop view billing_ledger; drop table ledger; drop table projected;
-        update forefront_schema set version = 1";
-    client.batch_execute(before).await.unwrap();
-    let journal = bed.node().await;
-    assert_eq!(journal.claim(0, epoch).await.unwrap(), 0);
-    project(&journal, stretch(0, epoch, 0, 5), vec![line(4, 5, 0)]).await;
-    assert_eq!(history_of(&journal, 0, 4, 1).await.len(), 1);
+    const ROWS: &str = "
+        create table ledger (shard bigint not null, account bigint not null, seq bigint not null,
+            position bigint not null, kind bigint not null, at bigint not null, amount bigint not null,
+            charged bigint not null, balance bigint not null, velocity bigint not null, version bigint not null,
+            since bigint not null, remainder bigint not null, stopped_velocity bigint, overrun bigint, key bytea,
+            primary key (shard, account, seq, position));
+        create table projected (shard bigint not null primary key, epoch bigint not null, seq bigint not null);
+        insert into projected values (0, 1, 5);
+        create view billing_ledger as select ledger.shard, ledger.seq, ledger.position, ledger.account, 'x'::text as kind,
+            timestamptz 'epoch' as at, 0::numeric(20, 6) as amount, 0::numeric(20, 6) as moved,
+            0::numeric(20, 6) as charged, 0::numeric(20, 6) as balance, 0::numeric(20, 6) as velocity_per_second,
+            ledger.version, encode(ledger.key, 'escape') as key
+            from projected join ledger on ledger.shard = projected.shard;
+        create view billing_accounts as select ledger.shard, ledger.account, 'active'::text as state,
+            0::numeric(20, 6) as balance, 0::numeric(20, 6) as velocity_per_second, ledger.version,
+            timestamptz 'epoch' as since, 0::numeric(20, 6) as balance_now, 0::numeric(20, 6) as overrun from ledger;
+        grant select on billing_ledger, billing_accounts to public;";
+    for (version, before) in [(1, ""), (2, ROWS)] {
+        let bed = Bed::postgres().await;
+        let Bed::Postgres { database } = &bed else { unreachable!("it was made so") };
+        let journal = bed.node().await;
+        let epoch = append_to(&journal, 0, 5).await;
+        let client = cluster::shared().client(database).await;
+        let back = "drop function billing_history; drop view billing_accounts; drop view billing_ledger;
+            drop table ledger_page; drop table account_page; drop table ledger_progress; delete from forefront_schema;";
+        let stamp = format!("{back} {before} insert into forefront_schema values ({version}, 1, 0)");
+        client.batch_execute(&stamp).await.unwrap();
+        let (one, other) = tokio::join!(bed.node(), bed.node());
+        append_to(&journal, 0, 6).await;
+        let epoch = epoch.max(append_to(&one, 0, 6).await);
+        assert_eq!(other.claim(0, epoch).await.unwrap(), 0, "version {version}");
+        project(&one, stretch(0, epoch, 0, 5), vec![line(4, 5, 0)]).await;
+        assert_eq!(history_of(&other, 0, 4, 1).await.len(), 1);
+        let sql = "select (select count(*) from billing_history(4)), to_regclass('ledger') is null
+                and to_regclass('projected') is null, has_table_privilege('public', 'billing_ledger', 'select')";
+        let row = client.query_one(sql, &[]).await.unwrap();
+        let told: (i64, bool, bool) = (row.get(0), row.get(1), row.get(2));
+        assert_eq!(told, (1, true, version == 2), "who was let in before is let in");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -495,29 +626,107 @@ async fn reports_are_read_in_units_of_money_by_whoever_may_only_read() {
         rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3), row.get(4))).collect();
     let expected = (42, text("active"), text("1.500000"), text("2.000000"), text("0.000000"));
     assert_eq!(told, [expected], "the other account went to another shard");
-    let refused = admin.batch_execute("delete from ledger").await.unwrap_err();
+    let sql = "select kind from billing_history(42)";
+    let kinds = admin.query(sql, &[]).await.unwrap();
+    let kinds: Vec<String> = kinds.iter().map(|row| row.get(0)).collect();
+    assert_eq!(kinds, ["withdrawn", "money_added"]);
+    let refused = admin.batch_execute("delete from ledger_page").await.unwrap_err();
     assert_eq!(refused.code(), Some(&tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE));
 }
 
+/// What every row of a report has, where every stage is, in lines, in a base, and in both.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_history_costs_its_page_and_a_report_its_accounts() {
+async fn a_report_has_every_account_once_with_its_newest() {
+    let bed = Bed::postgres().await;
+    let Bed::Postgres { database } = &bed else { unreachable!("it was made so") };
+    let journal = bed.node().await;
+    let epoch = append_to(&journal, 0, 9).await;
+    journal.claim(0, epoch).await.unwrap();
+    let stopped = Stage::Stopped { velocity: Velocity::new(3) };
+    let delivered = Stage::Delivered { overrun: Money::new(5_000_000) };
+    let open = Stage::Open { balance: Money::new(4_000_000), remainder: 7 };
+    let rows = [open, stopped, delivered, open].map(|stage| Row { stage, ..row(0, 0, 9) });
+    let rows: Vec<Row> = (0..).zip(rows).map(|(id, row)| Row { id: id * 1024, ..row }).collect();
+    let told = |at: usize, seq: u64| Line { after: rows[at], ..line(0, seq, at as u32) };
+    project(&journal, stretch(0, epoch, 0, 3), vec![told(0, 1), told(1, 2), told(3, 3)]).await;
+    let client = cluster::shared().client(database).await;
+    let report = async || -> Vec<(i64, String, String, Option<String>)> {
+        let sql =
+            "select account, state, balance::text, overrun::text from billing_accounts order by account";
+        let rows = client.query(sql, &[]).await.unwrap();
+        rows.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect()
+    };
+    let expected = |id: i64, state: &str, balance: &str, overrun: Option<&str>| {
+        (id, state.to_owned(), balance.to_owned(), overrun.map(str::to_owned))
+    };
+    let [first, second, fourth] = [
+        expected(0, "active", "4.000000", None),
+        expected(1024, "stopped", "0.000000", None),
+        expected(3072, "active", "4.000000", None),
+    ];
+    assert_eq!(report().await, [first.clone(), second.clone(), fourth.clone()]);
+    put_base(&journal, 0, epoch, 3, &[rows[0], rows[1], rows[3]]).await;
+    assert_eq!(report().await, [first.clone(), second, fourth]);
+    // One changes, one comes, one goes.
+    let changed = Line { after: Row { id: 1024, ..rows[2] }, ..told(2, 5) };
+    let gone = Line { kind: LineKind::Released, ..told(3, 6) };
+    project(&journal, stretch(0, epoch, 3, 9), vec![told(2, 4), changed, gone]).await;
+    let [changed, third] = [1024, 2048].map(|id| expected(id, "stopped", "0.000000", Some("5.000000")));
+    assert_eq!(report().await, [first, changed, third]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_is_the_owners_and_not_beyond_the_ledger() {
+    let bed = Bed::postgres().await;
+    let journal = bed.node().await;
+    let epoch = append_to(&journal, 0, 9).await;
+    journal.claim(0, epoch).await.unwrap();
+    project(&journal, stretch(0, epoch, 0, 5), vec![line(4, 5, 0)]).await;
+    let base = Base { shard: 0, epoch, seq: 5, first: 0, last: GROUPS - 1 };
+    let rows = [row(4, 50, 5000)];
+    let early = journal.put_base(&Base { seq: 6, ..base }, &rows).await;
+    assert!(matches!(early, Err(Error::OutOfOrder { expected: 6, .. })), "{early:?}");
+    for _ in 0..2 {
+        journal.put_base(&base, &rows).await.unwrap();
+    }
+    let late = journal.put_base(&Base { epoch: epoch - 1, ..base }, &rows).await;
+    assert!(matches!(late, Err(Error::Fenced { .. })), "{late:?}");
+    // Some groups alone, and the others stay; more accounts than a row holds.
+    let many: Vec<Row> = (0..500).map(|at| row(at * 1024 + 7, at as i64, 1)).collect();
+    journal.put_base(&Base { first: 5, last: 9, ..base }, &many).await.unwrap();
+    assert_eq!(accounts_of(&journal, 0).await.len(), 501);
+    journal.put_base(&Base { first: 7, last: 7, ..base }, &[]).await.unwrap();
+    assert_eq!(accounts_of(&journal, 0).await, rows);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_and_a_report_read_no_more_than_their_groups() {
     let bed = Bed::postgres().await;
     let Bed::Postgres { database } = &bed else { unreachable!("it was made so") };
     let journal = bed.node().await;
     let epoch = append_to(&journal, 0, 20).await;
     journal.claim(0, epoch).await.unwrap();
-    let lines = (1..=20).flat_map(|seq| (0..1000).map(move |account| line(account, seq, account as u32)));
+    let lines = (1..=20).flat_map(|seq| (0..3000).map(move |account| line(account, seq, account as u32)));
     project(&journal, stretch(0, epoch, 0, 20), lines.collect()).await;
     let client = cluster::shared().client(database).await;
-    client.batch_execute("analyze ledger, projected").await.unwrap();
+    client.batch_execute("analyze ledger_page, ledger_progress, account_page").await.unwrap();
     for sql in [
-        "select * from billing_ledger where account = 42 order by seq desc, position desc limit 10",
+        "select * from billing_ledger where grp = 42 and account = 42 order by seq desc, position desc limit 10",
         "select * from billing_accounts",
     ] {
         let plan = client.query(&format!("explain {sql}"), &[]).await.unwrap();
         let plan: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
-        assert!(!plan.iter().any(|step| step.contains("Seq Scan on ledger")), "{sql}: {}", plan.join("\n"));
+        assert!(
+            !plan.iter().any(|step| step.contains("Seq Scan on ledger_page")),
+            "{sql}: {}",
+            plan.join("\n")
+        );
     }
+    // A row is one page of the database, and is not kept elsewhere.
+    let sql = "select pg_column_size(page.*) <= 8160 and pg_relation_size(reltoastrelid) = 0
+        from ledger_page as page, pg_class where relname = 'ledger_page'";
+    let rows = client.query(sql, &[]).await.unwrap();
+    assert!(!rows.is_empty() && rows.iter().all(|row| row.get(0)));
 }
 
 // ------------------------------------------------------------------------------------------------------------ embedded
@@ -531,10 +740,26 @@ async fn a_ledger_that_is_ahead_of_its_journal_is_told() {
         let epoch = append_to(&journal, 0, last).await;
         project_nothing(&journal, 0, epoch, last).await;
     }
-    std::fs::remove_dir_all(older.path().join("ledger")).unwrap();
-    std::fs::rename(newer.path().join("ledger"), older.path().join("ledger")).unwrap();
+    std::fs::remove_dir_all(older.path().join("pages")).unwrap();
+    std::fs::rename(newer.path().join("pages"), older.path().join("pages")).unwrap();
     let journal = open_embedded(older.path(), &time_ms).await.unwrap();
     let epoch = append_to(&journal, 0, 3).await;
     let told = journal.claim(0, epoch).await;
     assert!(matches!(told, Err(Error::Corrupt { shard: 0, seq: 8, .. })), "{told:?}");
+}
+
+/// As an installation with a row for each line is: that goes, and what comes after is derived again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_layout_is_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let time_ms = Arc::new(AtomicU64::new(0));
+    let older = directory.path().join("ledger");
+    std::fs::create_dir_all(older.join("keyspaces")).unwrap();
+    std::fs::write(older.join("keyspaces/0"), "rows").unwrap();
+    let journal = open_embedded(directory.path(), &time_ms).await.unwrap();
+    assert!(!older.exists());
+    let epoch = append_to(&journal, 0, 3).await;
+    assert_eq!(journal.claim(0, epoch).await.unwrap(), 0);
+    project(&journal, stretch(0, epoch, 0, 3), vec![line(4, 3, 0)]).await;
+    assert_eq!(history_of(&journal, 0, 4, 1).await.len(), 1);
 }

@@ -84,7 +84,8 @@ fn line(account: u64, seq: u64, position: u32) -> Line {
 }
 
 fn stretch(shard: u32, epoch: u64, after: u64, through: u64) -> Stretch {
-    Stretch { shard, epoch, after, through }
+    // As a projector has it: not before any line's time.
+    Stretch { shard, epoch, after, through, at: Micros::new(through * 1000 + 999) }
 }
 
 /// Moves the ledger, without lines.
@@ -163,7 +164,7 @@ impl Bed {
             panic!("it has tables, not a directory")
         };
         drop(journal);
-        std::fs::remove_dir_all(directory.path().join("ledger")).unwrap();
+        std::fs::remove_dir_all(directory.path().join("pages")).unwrap();
         let journal = open_embedded(directory.path(), &time_ms).await.unwrap();
         (Bed::Embedded { directory, time_ms, journal: journal.clone() }, journal)
     }

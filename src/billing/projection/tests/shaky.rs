@@ -104,17 +104,24 @@ impl Ledger for Shaky {
         self.pass("claim", self.journal.claim(shard, epoch)).await
     }
 
-    async fn project(&self, stretch: &Stretch, lines: &Arc<Vec<Line>>) -> Result<(), Error> {
+    async fn project(&self, stretch: &Stretch, lines: &Arc<Offers>) -> Result<(), Error> {
         self.pass("project", self.journal.project(stretch, lines)).await
     }
 
     async fn carry(
         &self,
         stretch: &Stretch,
-        at: Micros,
         rows: impl Iterator<Item = Row> + Send + 'static,
     ) -> Result<(), Error> {
-        self.pass("carry", self.journal.carry(stretch, at, rows)).await
+        self.pass("carry", self.journal.carry(stretch, rows)).await
+    }
+
+    fn keeps_bases(&self) -> bool {
+        self.journal.keeps_bases()
+    }
+
+    async fn put_base(&self, base: &Base, rows: &[Row]) -> Result<(), Error> {
+        self.pass("put_base", self.journal.put_base(base, rows)).await
     }
 
     async fn batches(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Vec<Batch>, Error> {

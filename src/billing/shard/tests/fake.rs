@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::super::backend::Backend;
-use crate::billing::domain::{self, Micros, Row, State};
+use crate::billing::domain::{self, Row, State};
 use crate::billing::journal::{
-    Acquisition, Batch, BucketMap, Confirmation, Cursor, Error, History, Lease, Line, Node, ReplicaSetStatus,
-    Snapshot, Stretch, Sweep, Swept,
+    Acquisition, Base, Batch, BucketMap, Confirmation, Cursor, Error, History, Lease, Line, Node, Offers,
+    ReplicaSetStatus, Snapshot, Stretch, Sweep, Swept,
 };
 use crate::billing::projection::{self, Ledger};
 use crate::clock;
@@ -338,7 +338,7 @@ impl Ledger for Fake {
         Ok(place.projected)
     }
 
-    async fn project(&self, stretch: &Stretch, lines: &Arc<Vec<Line>>) -> Result<(), Error> {
+    async fn project(&self, stretch: &Stretch, lines: &Arc<Offers>) -> Result<(), Error> {
         const STEP: &str = "project";
         self.pass(STEP).await?;
         if self.link.ledger_away.load(SeqCst) {
@@ -350,7 +350,7 @@ impl Ledger for Fake {
             Fate::LostBefore => return Err(Fake::unknown(STEP)),
             Fate::Fine | Fate::LostAfter => {}
         }
-        let Stretch { shard, epoch, after, through } = *stretch;
+        let Stretch { shard, epoch, after, through, at: _ } = *stretch;
         let mut world = self.world.lock();
         let place = &mut world.shards[shard as usize];
         if place.claimed != epoch {
@@ -360,7 +360,7 @@ impl Ledger for Fake {
             if place.projected != after {
                 return Err(Error::OutOfOrder { shard, expected: place.projected + 1 });
             }
-            place.ledger.extend(lines.iter());
+            place.ledger.extend(lines.iter().flatten());
             place.projected = through;
         }
         if fate == Fate::LostAfter { Err(Fake::unknown(STEP)) } else { Ok(()) }
@@ -370,10 +370,17 @@ impl Ledger for Fake {
     async fn carry(
         &self,
         stretch: &Stretch,
-        _: Micros,
         _: impl Iterator<Item = Row> + Send + 'static,
     ) -> Result<(), Error> {
         panic!("the ledger was to begin anew: {stretch:?}");
+    }
+
+    fn keeps_bases(&self) -> bool {
+        false
+    }
+
+    async fn put_base(&self, base: &Base, _: &[Row]) -> Result<(), Error> {
+        panic!("nobody asked for one: {base:?}");
     }
 
     async fn batches(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Vec<Batch>, Error> {
@@ -391,7 +398,7 @@ impl Ledger for Fake {
     }
 
     async fn forget_lines(&self, _: &Sweep) -> Result<Swept, Error> {
-        Ok(Swept { last: None, lines: 0, more: false })
+        Ok(Swept::default())
     }
 
     async fn history(
