@@ -46,6 +46,9 @@ struct Queue {
     offers: VecDeque<(u64, Micros, Vec<Line>)>,
     /// An offer without lines counts as one.
     lines: usize,
+    /// Emptied ones, for the owner's next; together as large as a chunk at most.
+    buffers: Vec<Vec<Line>>,
+    buffer_lines: usize,
 }
 
 /// What the projector is to do next.
@@ -69,7 +72,16 @@ impl Feed {
     /// Open from its first batch on.
     pub(super) fn new(shard: u32, last: u64, at: Micros, config: &Config, metrics: &Metrics) -> Feed {
         let offers = VecDeque::new();
-        let queue = Queue { opened: Some(last), closing: false, last, at, offers, lines: 0 };
+        let queue = Queue {
+            opened: Some(last),
+            closing: false,
+            last,
+            at,
+            offers,
+            lines: 0,
+            buffers: Vec::new(),
+            buffer_lines: 0,
+        };
         Feed(Arc::new(Shared {
             queue: Mutex::new(queue),
             queue_lines: config.queue_lines.max(1),
@@ -83,6 +95,14 @@ impl Feed {
             lag: metrics.lag(shard),
             overflows: metrics.overflows.clone(),
         }))
+    }
+
+    /// An empty one to put the lines of the next batch into, one that was written before if there is.
+    pub fn buffer(&self) -> Vec<Line> {
+        let mut queue = self.0.queue.lock();
+        let buffer = queue.buffers.pop().unwrap_or_default();
+        queue.buffer_lines -= buffer.capacity();
+        buffer
     }
 
     /// The lines of a batch that is durable now, and its time. Never waits.
@@ -148,6 +168,22 @@ impl Feed {
 
     pub(super) fn last(&self) -> u64 {
         self.0.queue.lock().last
+    }
+
+    /// Emptied for the owner; what it will not need goes.
+    pub(super) fn give_back(&self, mut offers: Offers) {
+        let mut queue = self.0.queue.lock();
+        while queue.buffer_lines < self.0.chunk_lines
+            && let Some(mut buffer) = offers.pop()
+        {
+            buffer.clear();
+            // One that has no memory is not worth its place.
+            if buffer.capacity() > 0 && queue.buffer_lines + buffer.capacity() <= self.0.chunk_lines {
+                queue.buffer_lines += buffer.capacity();
+                queue.buffers.push(buffer);
+            }
+        }
+        drop(queue);
     }
 
     /// The time of the last durable batch.
@@ -265,4 +301,28 @@ impl Drop for Reader<'_> {
 
 fn lag(last: u64, projected: u64) -> i64 {
     i64::try_from(last.saturating_sub(projected)).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::Registry;
+
+    use super::*;
+
+    #[test]
+    fn buffers_come_back_and_no_more_of_them_than_a_chunk() {
+        let config = Config { chunk_lines: 100, ..Config::default() };
+        let feed = Feed::new(0, 0, Micros::ZERO, &config, &Metrics::new(&Registry::new()).unwrap());
+        assert_eq!(feed.buffer().capacity(), 0);
+        for _ in 0..3 {
+            feed.give_back((0..50).map(|at| Vec::with_capacity(at % 8)).collect());
+            feed.give_back(vec![Vec::with_capacity(1000)]);
+        }
+        let capacities: Vec<usize> = std::iter::repeat_with(|| feed.buffer().capacity())
+            .take_while(|capacity| *capacity > 0)
+            .collect();
+        let kept: usize = capacities.iter().sum();
+        assert!((93..=100).contains(&kept), "{capacities:?}");
+        assert_eq!(feed.0.queue.lock().buffer_lines, 0);
+    }
 }

@@ -174,6 +174,9 @@ impl<L: Ledger> Projector<L> {
         let count = offers.iter().map(|lines| lines.len() as u64).sum();
         let offers = Arc::new(offers);
         insist!(self, self.office.ledger.project(&stretch, &offers))?;
+        if let Some(offers) = Arc::into_inner(offers) {
+            self.feed.give_back(offers);
+        }
         let Metrics { events, write, .. } = &self.office.metrics;
         events.inc_by(count);
         write.observe((clock::now() - began).as_secs_f64());

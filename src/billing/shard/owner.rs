@@ -240,7 +240,7 @@ impl<B: Backend> Owner<B> {
         if !self.office.tenure.holds() {
             return Err(Leaving::TenureOver);
         }
-        let mut turn = Turn { at: self.now(), ..Turn::default() };
+        let mut turn = Turn { at: self.now(), lines: self.office.feed.buffer(), ..Turn::default() };
         self.rebuild_timers(turn.at);
         self.read(turn.at);
         self.refill();
