@@ -18,6 +18,7 @@ use super::backend::Backend;
 use super::commit::{Stopped, commit};
 use super::forgetting::Forgetting;
 use super::metrics::Metrics;
+use super::postbox::{Answer, Bells, Reply};
 use super::replica::Replica;
 use super::seat::{Errand, HandOver, Request, Seat, Standing, Told, busy};
 use super::snapshots::Snapshots;
@@ -25,9 +26,7 @@ use super::tenure::Tenure;
 use super::transfer::Transfer;
 use super::wall::WallClock;
 use super::{Config, Failure};
-use crate::billing::domain::{
-    self, Account, Applied, Command, EventKind, Micros, Order, Reply, Stage, State,
-};
+use crate::billing::domain::{self, Account, Applied, Command, EventKind, Micros, Order, Stage, State};
 use crate::billing::journal::{self, Line};
 use crate::billing::notifier::{FollowUp, Outbox, Timers};
 use crate::billing::projection::{self, Feed};
@@ -112,8 +111,6 @@ pub struct Owner<B> {
     steps: Vec<Step>,
 }
 
-type Answer = Result<Told, Failure>;
-
 /// A batch before it is durable.
 #[derive(Default)]
 struct Turn {
@@ -121,7 +118,7 @@ struct Turn {
     commands: Vec<Command>,
     /// For the ledger, once it is durable.
     lines: Vec<Line>,
-    answers: Vec<(oneshot::Sender<Answer>, Answer)>,
+    answers: Vec<(Reply, Answer)>,
     /// Orders to send once it is durable, unless money comes before.
     depleted: Vec<Order>,
     /// Accounts whose orders money came for.
@@ -240,7 +237,14 @@ impl<B: Backend> Owner<B> {
         if !self.office.tenure.holds() {
             return Err(Leaving::TenureOver);
         }
-        let mut turn = Turn { at: self.now(), ..Turn::default() };
+        let most = self.inbox.len() + self.arrived.len();
+        let mut turn = Turn {
+            at: self.now(),
+            commands: Vec::with_capacity(most),
+            lines: Vec::with_capacity(most),
+            answers: Vec::with_capacity(self.inbox.len()),
+            ..Turn::default()
+        };
         self.rebuild_timers(turn.at);
         self.read(turn.at);
         self.refill();
@@ -261,11 +265,12 @@ impl<B: Backend> Owner<B> {
     /// Reads come first in a turn: the state is durable then. Callers whose commands are in the same turn were not
     /// answered yet, so nobody can tell that a read came before them.
     fn read(&mut self, now: Micros) {
-        let commands = Vec::with_capacity(self.inbox.len());
+        let (commands, mut bells) = (Vec::with_capacity(self.inbox.len()), Bells::default());
         for request in std::mem::replace(&mut self.inbox, commands) {
             match request {
                 Request::Get { account, reply } => {
-                    drop(reply.send(self.state.account(account, now).map_err(Failure::Refused)));
+                    let account = self.state.account(account, now).map_err(Failure::Refused);
+                    reply.send_with(account.map(|account| Told { account, replayed: false }), &mut bells);
                 }
                 Request::List { after, limit, reply } => self.list(after, limit, now, reply),
                 operate @ Request::Operate { .. } => self.inbox.push(operate),
@@ -313,7 +318,7 @@ impl<B: Backend> Owner<B> {
             let Some(request) = requests.next() else { return };
             let Request::Operate { account, key, operation, reply } = request else { continue };
             if full {
-                drop(reply.send(Err(busy())));
+                reply.send(Err(busy()));
                 continue;
             }
             // Who has gone away before it began does not want it done.
@@ -322,8 +327,8 @@ impl<B: Backend> Owner<B> {
             }
             let applied = self.apply(Command::Operate { key, account, operation }, turn);
             let result = match applied.result {
-                Ok(Reply::Account(account)) => Ok(Told { account, replayed: applied.replayed }),
-                Ok(Reply::Done | Reply::Stale) => Err(Failure::Unknown),
+                Ok(domain::Reply::Account(account)) => Ok(Told { account, replayed: applied.replayed }),
+                Ok(domain::Reply::Done | domain::Reply::Stale) => Err(Failure::Unknown),
                 Err(refusal) => Err(Failure::Refused(refusal)),
             };
             turn.answers.push((reply, result));
@@ -414,6 +419,9 @@ impl<B: Backend> Owner<B> {
                     result = &mut durable => break result,
                     _ = impatient.tick() => {
                         seat.set_stuck(true);
+                        if clock::now() >= began + config.answer_timeout {
+                            turn.give_up();
+                        }
                         shed(&mut self.inlets.requests, config.queue);
                     }
                 }
@@ -422,7 +430,7 @@ impl<B: Backend> Owner<B> {
         seat.set_stuck(false);
         if let Err(stopped) = result {
             self.doubtful = true;
-            turn.answers.drain(..).for_each(|(reply, _)| drop(reply.send(Err(Failure::Unknown))));
+            turn.give_up();
             return Err(match stopped {
                 Stopped::TenureOver => Leaving::TenureOver,
                 Stopped::Broken(error) => Leaving::Broken(error),
@@ -436,7 +444,7 @@ impl<B: Backend> Owner<B> {
         metrics.batch_commands.observe(commands.commands.len() as f64);
         if !tenure.holds() {
             // It is durable, but another owner may have answered differently since.
-            turn.answers.drain(..).for_each(|(reply, _)| drop(reply.send(Err(Failure::Unknown))));
+            turn.give_up();
             return Err(Leaving::TenureOver);
         }
         if self.snapshots.is_due(batch.payload.len()) {
@@ -486,7 +494,8 @@ impl<B: Backend> Owner<B> {
             self.office.seat.set_assignment(self.state.assignment());
         }
         replies.into_iter().for_each(|(reply, answer)| drop(reply.send(answer)));
-        answers.into_iter().for_each(|(reply, result)| drop(reply.send(result)));
+        let mut bells = Bells::default();
+        answers.into_iter().for_each(|(reply, answer)| reply.send_with(answer, &mut bells));
     }
 
     // ------------------------------------------------------------------------------------------------------- the rest
@@ -568,6 +577,11 @@ impl<B: Backend> Owner<B> {
 }
 
 impl Turn {
+    /// Nobody knows what becomes of it.
+    fn give_up(&mut self) {
+        self.answers.drain(..).for_each(|(reply, _)| reply.send(Err(Failure::Unknown)));
+    }
+
     /// `version`: of the account before, if it had no instant then.
     fn notice(&mut self, event: &domain::Event, version: Option<u32>) {
         match event.kind {
