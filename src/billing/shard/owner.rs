@@ -265,15 +265,16 @@ impl<B: Backend> Owner<B> {
     /// Reads come first in a turn: the state is durable then. Callers whose commands are in the same turn were not
     /// answered yet, so nobody can tell that a read came before them.
     fn read(&mut self, now: Micros) {
-        let (commands, mut bells) = (Vec::with_capacity(self.inbox.len()), Bells::default());
-        for request in std::mem::replace(&mut self.inbox, commands) {
+        let mut bells = Bells::default();
+        let reads: Vec<Request> = self.inbox.extract_if(.., |request| request.is_read()).collect();
+        for request in reads {
             match request {
                 Request::Get { account, reply } => {
                     let account = self.state.account(account, now).map_err(Failure::Refused);
                     reply.send_with(account.map(|account| Told { account, replayed: false }), &mut bells);
                 }
                 Request::List { after, limit, reply } => self.list(after, limit, now, reply),
-                operate @ Request::Operate { .. } => self.inbox.push(operate),
+                Request::Operate { .. } => {}
             }
         }
     }
@@ -309,13 +310,15 @@ impl<B: Backend> Owner<B> {
 
     fn operate(&mut self, turn: &mut Turn) {
         let full = self.forgetting.is_full();
-        let mut requests = std::mem::take(&mut self.inbox).into_iter();
+        // It keeps its room for the next turn.
+        let mut inbox = std::mem::take(&mut self.inbox);
+        let mut requests = inbox.drain(..);
         for at in 0.. {
             if at % WARMED == 0 {
                 let next = requests.as_slice().iter().take(WARMED);
                 self.state.warm(next.filter_map(Request::account));
             }
-            let Some(request) = requests.next() else { return };
+            let Some(request) = requests.next() else { break };
             let Request::Operate { account, key, operation, reply } = request else { continue };
             if full {
                 reply.send(Err(busy()));
@@ -333,6 +336,8 @@ impl<B: Backend> Owner<B> {
             };
             turn.answers.push((reply, result));
         }
+        drop(requests);
+        self.inbox = inbox;
     }
 
     fn follow_up(&mut self, turn: &mut Turn) {

@@ -40,6 +40,11 @@ impl Request {
         }
     }
 
+    /// Changes nothing.
+    pub fn is_read(&self) -> bool {
+        !matches!(self, Request::Operate { .. })
+    }
+
     pub fn refuse(self, failure: Failure) {
         match self {
             Request::Operate { reply, .. } | Request::Get { reply, .. } => reply.send(Err(failure)),
