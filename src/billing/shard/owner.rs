@@ -26,7 +26,9 @@ use super::tenure::Tenure;
 use super::transfer::Transfer;
 use super::wall::WallClock;
 use super::{Config, Failure};
-use crate::billing::domain::{self, Account, Applied, Command, EventKind, Micros, Order, Stage, State};
+use crate::billing::domain::{
+    self, AHEAD, Account, Applied, Command, EventKind, Hashed, Micros, Order, Stage, State,
+};
 use crate::billing::journal::{self, Line};
 use crate::billing::notifier::{FollowUp, Outbox, Timers};
 use crate::billing::projection::{self, Feed};
@@ -35,8 +37,6 @@ use moving::{Departures, Replies, Step};
 
 /// Depletions in one batch, so that 10,000 at one second leave room for callers in each of their batches.
 const DEPLETIONS_MAX: usize = 1024;
-/// Commands whose waits for memory overlap: as many loads as a core has in flight.
-const WARMED: usize = 16;
 /// Follow-ups of the notifier in one batch.
 const FOLLOW_UPS_MAX: usize = 1024;
 /// Buckets that come in one batch, and a few more steps of those that leave: each may be large.
@@ -312,13 +312,8 @@ impl<B: Backend> Owner<B> {
         let full = self.forgetting.is_full();
         // It keeps its room for the next turn.
         let mut inbox = std::mem::take(&mut self.inbox);
-        let mut requests = inbox.drain(..);
-        for at in 0.. {
-            if at % WARMED == 0 {
-                let next = requests.as_slice().iter().take(WARMED);
-                self.state.warm(next.filter_map(Request::account));
-            }
-            let Some(request) = requests.next() else { break };
+        let (mut commands, mut replies) = (Vec::with_capacity(AHEAD), Vec::with_capacity(AHEAD));
+        for request in inbox.drain(..) {
             let Request::Operate { account, key, operation, reply } = request else { continue };
             if full {
                 reply.send(Err(busy()));
@@ -328,16 +323,32 @@ impl<B: Backend> Owner<B> {
             if reply.is_closed() {
                 continue;
             }
-            let applied = self.apply(Command::Operate { key, account, operation }, turn);
-            let result = match applied.result {
+            commands.push(Command::Operate { key, account, operation });
+            replies.push(reply);
+            if commands.len() == AHEAD {
+                self.operate_all(&mut commands, &mut replies, turn);
+            }
+        }
+        self.operate_all(&mut commands, &mut replies, turn);
+        self.inbox = inbox;
+    }
+
+    /// At most [`AHEAD`].
+    fn operate_all(&mut self, commands: &mut Vec<Command>, replies: &mut Vec<Reply>, turn: &mut Turn) {
+        let ahead = self.state.look_ahead(commands);
+        for (hashed, reply) in ahead.into_iter().flatten().zip(replies.drain(..)) {
+            let applied = self.apply_hashed(hashed, turn);
+            if applied.changed {
+                turn.commands.push(hashed.command.clone());
+            }
+            let answer = match applied.result {
                 Ok(domain::Reply::Account(account)) => Ok(Told { account, replayed: applied.replayed }),
                 Ok(domain::Reply::Done | domain::Reply::Stale) => Err(Failure::Unknown),
                 Err(refusal) => Err(Failure::Refused(refusal)),
             };
-            turn.answers.push((reply, result));
+            turn.answers.push((reply, answer));
         }
-        drop(requests);
-        self.inbox = inbox;
+        commands.clear();
     }
 
     fn follow_up(&mut self, turn: &mut Turn) {
@@ -369,7 +380,17 @@ impl<B: Backend> Owner<B> {
     }
 
     fn apply(&mut self, command: Command, turn: &mut Turn) -> Applied {
-        let account = match &command {
+        let applied = self.apply_hashed(Hashed::from(&command), turn);
+        if applied.changed {
+            turn.commands.push(command);
+        }
+        applied
+    }
+
+    /// The caller journals it if it changed anything.
+    fn apply_hashed(&mut self, hashed: Hashed, turn: &mut Turn) -> Applied {
+        let command = hashed.command;
+        let account = match command {
             Command::Operate { account, .. }
             | Command::Deplete { account, .. }
             | Command::Delivered { account, .. } => Some(*account),
@@ -387,11 +408,10 @@ impl<B: Backend> Owner<B> {
             Some(_) => None,
         };
         let place = (self.seq + 1, turn.commands.len());
-        let applied = projection::apply(&mut self.state, &command, turn.at, place, &mut turn.lines);
+        let applied = projection::apply(&mut self.state, hashed, turn.at, place, &mut turn.lines);
         if !applied.changed {
             return applied;
         }
-        turn.commands.push(command);
         applied.events.iter().for_each(|event| turn.notice(event, version));
         if let Some(account) = account {
             self.timers.moved(account, before, instant(&self.state));

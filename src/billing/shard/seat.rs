@@ -33,13 +33,6 @@ pub struct Told {
 }
 
 impl Request {
-    pub fn account(&self) -> Option<u64> {
-        match self {
-            Request::Operate { account, .. } | Request::Get { account, .. } => Some(*account),
-            Request::List { .. } => None,
-        }
-    }
-
     /// Changes nothing.
     pub fn is_read(&self) -> bool {
         !matches!(self, Request::Operate { .. })
