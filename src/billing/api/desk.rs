@@ -17,7 +17,7 @@ use super::json::{Order, What};
 use super::peers::Peers;
 use crate::billing::domain::{Account, Key, Operation, TEST_USERS};
 use crate::billing::journal::Cursor;
-use crate::billing::shard::{Cluster, Failure, History, Router};
+use crate::billing::shard::{Answer, Cluster, Failure, History, Router, Slip};
 
 /// The key under which `insert_data` creates: keys count per account, so one does for all.
 const INSERT_DATA_KEY: &[u8] = b"insert_data";
@@ -31,6 +31,10 @@ pub trait Shards: Clone + Send + Sync + 'static {
         operation: Operation,
     ) -> impl Future<Output = Result<Account, Failure>> + Send;
     fn get(&self, account: u64) -> impl Future<Output = Result<Account, Failure>> + Send;
+    /// One of these, whose answer comes to a postbox. False: it does not.
+    fn post(&self, account: u64, operation: Option<(Key, Operation)>, slip: Slip) -> bool;
+    /// What such an answer says; None: it is to be asked for as one of these.
+    fn posted(&self, operation: Option<&Operation>, answer: Answer) -> Option<Result<Account, Failure>>;
     fn list(
         &self,
         after: Option<u64>,
@@ -69,6 +73,14 @@ impl Shards for Router {
 
     async fn get(&self, account: u64) -> Result<Account, Failure> {
         Router::get(self, account).await
+    }
+
+    fn post(&self, account: u64, operation: Option<(Key, Operation)>, slip: Slip) -> bool {
+        Router::post(self, account, operation, slip)
+    }
+
+    fn posted(&self, operation: Option<&Operation>, answer: Answer) -> Option<Result<Account, Failure>> {
+        Router::posted(self, operation, answer)
     }
 
     async fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
@@ -138,7 +150,7 @@ struct Rest {
     places: Vec<usize>,
 }
 
-type Outcome = Result<Account, Problem>;
+pub type Outcome = Result<Account, Problem>;
 
 impl<S: Shards> Desk<S> {
     pub fn new(shards: S, peers: Peers) -> Desk<S> {
@@ -152,6 +164,25 @@ impl<S: Shards> Desk<S> {
             return self.try_one(caller, order).await;
         }
         outcome
+    }
+
+    /// As [`Desk::one`] for a client, but the answer comes to a postbox, for [`Desk::posted`]. False: it does not, and the order
+    /// is one for [`Desk::one`].
+    pub fn post(&self, order: &Order, slip: Slip) -> bool {
+        let operation = match order.what {
+            What::Get => None,
+            What::Operate(key, operation) => Some((key, operation)),
+        };
+        self.shards.post(order.account, operation, slip)
+    }
+
+    /// None: this node cannot tell at once, and the order is one for [`Desk::one`].
+    pub fn posted(&self, order: &Order, answer: Answer) -> Option<Outcome> {
+        let operation = match &order.what {
+            What::Get => None,
+            What::Operate(_, operation) => Some(operation),
+        };
+        self.shards.posted(operation, answer).map(|outcome| outcome.map_err(Problem::from))
     }
 
     async fn try_one(&self, caller: Caller, order: Order) -> Outcome {

@@ -26,7 +26,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use desk::{Desk, Shards};
+pub use desk::{Desk, Outcome, Shards};
 pub use error::{Kind, Problem};
 pub use gate::{Caller, Gate, Token, TokenError};
 pub use json::{Order, What, key};

@@ -31,4 +31,4 @@ pub use money::{MICROS_PER_SECOND, Micros, Money, Velocity};
 pub use moving::{Assignment, Outgoing};
 pub use outcome::{Applied, Event, EventKind, Events, Refusal, Reply};
 pub use snapshot::AccountsDigest;
-pub use state::{Memory, Order, State, Timer};
+pub use state::{AHEAD, Hashed, Memory, Order, State, Timer};

@@ -50,6 +50,9 @@ pub struct Order {
     pub velocity: Velocity,
 }
 
+/// How far [`State::look_ahead`] looks: enough for all the loads a core has in flight.
+pub const AHEAD: usize = 16;
+
 /// What is allocated, by capacity and not by use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
@@ -57,8 +60,22 @@ pub struct Memory {
     pub keys_bytes: usize,
 }
 
-/// How many commands [`State::apply_all`] looks ahead: enough for all the loads a core has in flight.
-const AHEAD: usize = 16;
+/// A command, and the hash of its key if it is known already.
+#[derive(Clone, Copy, Debug)]
+pub struct Hashed<'c> {
+    pub command: &'c Command,
+    hash: Option<KeyHash>,
+}
+
+impl<'c> From<&'c Command> for Hashed<'c> {
+    fn from(command: &'c Command) -> Hashed<'c> {
+        let hash = match command {
+            Command::Operate { key, account, .. } => Some(KeyHash::new(*account, key.as_bytes())),
+            _ => None,
+        };
+        Hashed { command, hash }
+    }
+}
 
 impl State {
     /// Without accounts, holding these buckets (a number beyond the last is none) as if they had been adopted at their
@@ -83,43 +100,41 @@ impl State {
     ///
     /// Journal the command with [`Applied::at`] unless [`Applied::changed`] is false; answer once it is durable, also to
     /// the replay of a key whose first command is not durable yet.
-    pub fn apply(&mut self, command: &Command, now: Micros) -> Applied {
-        self.apply_hashed(command, key_hash(command), now)
+    pub fn apply<'c>(&mut self, command: impl Into<Hashed<'c>>, now: Micros) -> Applied {
+        let Hashed { command, hash } = command.into();
+        self.apply_hashed(command, hash, now)
     }
 
     /// Applies commands in their order, at one time, as [`State::apply`] would, and about twice as fast when there are many
-    /// accounts: what one costs is waiting for memory, and here the waits of [`AHEAD`] commands overlap.
+    /// accounts; see [`State::look_ahead`].
     pub fn apply_all(&mut self, commands: &[Command], now: Micros, mut told: impl FnMut(&Command, Applied)) {
         for chunk in commands.chunks(AHEAD) {
-            let mut hashes = [None; AHEAD];
-            hashes.iter_mut().zip(chunk).for_each(|(hash, command)| *hash = key_hash(command));
-            // Two passes, as the second one's places are known from the first one's.
-            let touched = [State::touch_index, State::touch_record]
-                .map(|touch| chunk.iter().zip(&hashes).fold(0, |so_far, (c, h)| so_far ^ touch(self, c, h)));
-            std::hint::black_box(touched);
-            for (command, hash) in chunk.iter().zip(hashes) {
-                told(command, self.apply_hashed(command, hash, now));
+            for hashed in self.look_ahead(chunk).into_iter().flatten() {
+                told(hashed.command, self.apply(hashed, now));
             }
         }
     }
 
-    /// Reads where commands on these accounts will look, so that they do not wait for memory one after the other.
-    pub fn warm(&self, accounts: impl Iterator<Item = u64> + Clone) {
+    /// Reads where these commands will look, as far as there are [`AHEAD`]: what one costs is waiting for memory, and here the
+    /// waits of all of them overlap.
+    pub fn look_ahead<'c>(&self, commands: &'c [Command]) -> [Option<Hashed<'c>>; AHEAD] {
+        let mut ahead = [None; AHEAD];
+        ahead.iter_mut().zip(commands).for_each(|(place, command)| *place = Some(Hashed::from(command)));
         // Two passes, as the second one's places are known from the first one's.
-        let slots = accounts.clone().filter_map(|id| Some(self.bucket(bucket_of(id))?.touch(id)));
-        std::hint::black_box(slots.fold(0, |so_far, slot| so_far ^ slot));
-        let records = accounts.filter_map(|id| self.bucket(bucket_of(id))?.get(id)).map(Record::id);
-        std::hint::black_box(records.fold(0, |so_far, id| so_far ^ id));
+        let touched = [State::touch_index, State::touch_record]
+            .map(|touch| ahead.iter().flatten().fold(0, |so_far, hashed| so_far ^ touch(self, hashed)));
+        std::hint::black_box(touched);
+        ahead
     }
 
-    fn touch_index(&self, command: &Command, hash: &Option<KeyHash>) -> u64 {
-        let (Command::Operate { account, .. }, Some(hash)) = (command, hash) else { return 0 };
+    fn touch_index(&self, hashed: &Hashed) -> u64 {
+        let Hashed { command: Command::Operate { account, .. }, hash: Some(hash) } = hashed else { return 0 };
         let Some(bucket) = self.bucket(bucket_of(*account)) else { return 0 };
         bucket.touch(*account) ^ bucket.keys.touch(hash)
     }
 
-    fn touch_record(&self, command: &Command, _: &Option<KeyHash>) -> u64 {
-        let Command::Operate { account, .. } = command else { return 0 };
+    fn touch_record(&self, hashed: &Hashed) -> u64 {
+        let Command::Operate { account, .. } = hashed.command else { return 0 };
         let record = self.bucket(bucket_of(*account)).and_then(|bucket| bucket.get(*account));
         record.map_or(0, Record::id)
     }
@@ -338,11 +353,6 @@ impl State {
     fn records(&self) -> impl Iterator<Item = &Record> {
         self.held().flat_map(|bucket| bucket.records())
     }
-}
-
-fn key_hash(command: &Command) -> Option<KeyHash> {
-    let Command::Operate { key, account, .. } = command else { return None };
-    Some(KeyHash::new(*account, key.as_bytes()))
 }
 
 fn timer(record: &Record) -> Option<Timer> {

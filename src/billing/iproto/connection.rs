@@ -9,6 +9,7 @@ use std::time::Instant;
 use bytes::{Buf, BytesMut};
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
+use slab::Slab;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{sleep_until, timeout};
@@ -20,6 +21,7 @@ use super::metrics::Kind;
 use super::procedures::{self, Keys, Refused, Work};
 use super::{Inner, Limits, schema};
 use crate::billing::api::Shards;
+use crate::billing::shard::Postbox;
 use crate::clock;
 use crate::drain::InFlight;
 
@@ -101,17 +103,44 @@ async fn talk<S: Shards>(
     let door = session.door;
     let (mut from, mut to) = stream.split();
     let mut incoming = BytesMut::with_capacity(READ_BYTES);
+    // What this node's shards answer at once comes to the postbox; the rest is waited for one by one.
+    let (postbox, mut answers, mut asked) = (Postbox::new(), Vec::new(), Slab::new());
     let mut waiting = FuturesUnordered::new();
+    let perform =
+        |ticket, work| Box::pin(async move { (ticket, procedures::perform(&door.desk, work).await) });
     let closed = closing.cancelled();
     let mut armed = session.due();
     let alarm = sleep_until(armed.into());
     tokio::pin!(closed, alarm);
     loop {
         session.read(&mut incoming, |ticket, work| {
-            waiting.push(async move { (ticket, procedures::perform(&door.desk, work).await) });
+            if let Work::One { order, shape } = work {
+                let place = asked.vacant_entry();
+                if door.desk.post(&order, postbox.slip(place.key())) {
+                    place.insert((ticket, order, shape));
+                    return;
+                }
+            }
+            waiting.push(perform(ticket, work));
         });
         // Whatever is ready goes out in one write.
         let now = clock::now();
+        while session.may_tell() {
+            let Some((place, answer)) = answers.pop() else {
+                postbox.empty(&mut answers);
+                if answers.is_empty() {
+                    break;
+                }
+                // Those that came first are told first.
+                answers.reverse();
+                continue;
+            };
+            let Some((ticket, order, shape)) = asked.try_remove(place) else { continue };
+            match door.desk.posted(&order, answer) {
+                Some(outcome) => session.tell(ticket, &procedures::done(outcome, shape), now),
+                None => waiting.push(perform(ticket, Work::One { order, shape })),
+            }
+        }
         while session.may_tell()
             && let Some(Some((ticket, done))) = waiting.next().now_or_never()
         {
@@ -122,7 +151,7 @@ async fn talk<S: Shards>(
             session.written();
             continue;
         }
-        if session.ended && waiting.is_empty() {
+        if session.ended && waiting.is_empty() && asked.is_empty() {
             return Ok(());
         }
         let due = session.due();
@@ -135,6 +164,7 @@ async fn talk<S: Shards>(
             biased;
             () = &mut closed, if !session.ended => session.ended = true,
             Some((ticket, done)) = waiting.next() => session.tell(ticket, &done, clock::now()),
+            () = postbox.filled(), if !asked.is_empty() => {}
             read = from.read_buf(&mut incoming), if reads => match read? {
                 // Whoever closes its half may still want its answers.
                 0 => session.ended = true,

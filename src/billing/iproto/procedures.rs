@@ -5,7 +5,7 @@ use super::login::{ALPHABET, base64};
 use super::metrics;
 use super::msgpack::Value;
 use super::schema::{self, Missing, Range};
-use crate::billing::api::{Caller, Desk, Kind, NODE_PAGE_MAX, Order, Problem, Shards, What, key};
+use crate::billing::api::{Caller, Desk, Kind, NODE_PAGE_MAX, Order, Outcome, Problem, Shards, What, key};
 use crate::billing::domain::{Account, Key, Money, Operation, TEST_USERS, Velocity};
 
 /// Most accounts of one SELECT, 20,000: some 600 KB. Whoever asks for more is told, rather than given a part.
@@ -235,19 +235,14 @@ fn operate(account: u64, operation: Operation, own: &[Value], keys: &mut Keys) -
 /// Ends by itself: shards answer within ten seconds or not at all, other nodes within twelve.
 pub async fn perform<S: Shards>(desk: &Desk<S>, work: Work) -> Done {
     match work {
-        Work::One { order, shape } => match desk.one(Caller::Client, order).await {
-            Ok(account) => Done::Account(account, shape),
-            Err(problem) if problem.kind == Kind::UnknownAccount && shape == Shape::Selected => Done::Nothing,
-            Err(problem) => Done::Refused(told(problem)),
-        },
-        // Boxed, for they are rare, and would make room for themselves in every request otherwise.
-        Work::InsertData { old } => match Box::pin(desk.insert_data(Caller::Client)).await {
+        Work::One { order, shape } => done(desk.one(Caller::Client, order).await, shape),
+        Work::InsertData { old } => match desk.insert_data(Caller::Client).await {
             Ok(_) => Done::True { old },
             Err(problem) => Done::Refused(told(problem)),
         },
         Work::List { limit: 0, .. } => Done::Nothing,
         Work::List { after, offset, limit } => {
-            match Box::pin(desk.list(Caller::Client, after, wanted(offset, limit))).await {
+            match desk.list(Caller::Client, after, wanted(offset, limit)).await {
                 Ok(accounts) if accounts.len() > SELECT_MAX => {
                     let text =
                         format!("these are more than {SELECT_MAX} tuples; select fewer, after the last id");
@@ -257,6 +252,15 @@ pub async fn perform<S: Shards>(desk: &Desk<S>, work: Work) -> Done {
                 Err(problem) => Done::Refused(told(problem)),
             }
         }
+    }
+}
+
+/// What came of an order for one account.
+pub fn done(outcome: Outcome, shape: Shape) -> Done {
+    match outcome {
+        Ok(account) => Done::Account(account, shape),
+        Err(problem) if problem.kind == Kind::UnknownAccount && shape == Shape::Selected => Done::Nothing,
+        Err(problem) => Done::Refused(told(problem)),
     }
 }
 

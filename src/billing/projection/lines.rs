@@ -1,23 +1,25 @@
 //! From commands to lines, the same when the owner works and when its journal is read again.
 
-use crate::billing::domain::{Applied, Batch, Command, Micros, Outgoing, State};
+use crate::billing::domain::{Applied, Batch, Command, Hashed, Micros, Outgoing, State};
 use crate::billing::journal::{Line, LineKind};
 
 /// [`State::apply`], with what became of it appended to `lines`. `seq` is the batch that the command goes into, and `place`
 /// its place among the batch's commands.
-pub fn apply(
+pub fn apply<'c>(
     state: &mut State,
-    command: &Command,
+    command: impl Into<Hashed<'c>>,
     now: Micros,
     (seq, place): (u64, usize),
     lines: &mut Vec<Line>,
 ) -> Applied {
+    let hashed = command.into();
+    let command = hashed.command;
     // What moves has no events: who goes is known before, who came is known after.
     let goes = match command {
         Command::Release { bucket, .. } => state.accounts_of(*bucket),
         _ => None,
     };
-    let applied = state.apply(command, now);
+    let applied = state.apply(hashed, now);
     note(command, &applied, (seq, place), lines);
     if applied.changed {
         let comes = match command {

@@ -23,6 +23,7 @@ mod map;
 mod metrics;
 mod operators;
 mod owner;
+mod postbox;
 mod replica;
 mod router;
 mod seat;
@@ -41,7 +42,9 @@ use super::domain::Refusal;
 use super::journal::{self, Cursor, Entry, ReplicaSetStatus};
 use super::notifier;
 
+pub use postbox::{Answer, Postbox, Reply, Slip};
 pub use router::Router;
+pub use seat::Told;
 pub use settings::{Config, IMAGE_BYTES_MAX};
 pub use transfer::Neighbours;
 pub use wall::{Hand, WallClock};

@@ -18,6 +18,7 @@ use super::backend::Backend;
 use super::commit::{Stopped, commit};
 use super::forgetting::Forgetting;
 use super::metrics::Metrics;
+use super::postbox::{Answer, Bells, Reply};
 use super::replica::Replica;
 use super::seat::{Errand, HandOver, Request, Seat, Standing, Told, busy};
 use super::snapshots::Snapshots;
@@ -26,7 +27,7 @@ use super::transfer::Transfer;
 use super::wall::WallClock;
 use super::{Config, Failure};
 use crate::billing::domain::{
-    self, Account, Applied, Command, EventKind, Micros, Order, Reply, Stage, State,
+    self, AHEAD, Account, Applied, Command, EventKind, Hashed, Micros, Order, Stage, State,
 };
 use crate::billing::journal::{self, Line};
 use crate::billing::notifier::{FollowUp, Outbox, Timers};
@@ -36,8 +37,6 @@ use moving::{Departures, Replies, Step};
 
 /// Depletions in one batch, so that 10,000 at one second leave room for callers in each of their batches.
 const DEPLETIONS_MAX: usize = 1024;
-/// Commands whose waits for memory overlap: as many loads as a core has in flight.
-const WARMED: usize = 16;
 /// Follow-ups of the notifier in one batch.
 const FOLLOW_UPS_MAX: usize = 1024;
 /// Buckets that come in one batch, and a few more steps of those that leave: each may be large.
@@ -112,8 +111,6 @@ pub struct Owner<B> {
     steps: Vec<Step>,
 }
 
-type Answer = Result<Told, Failure>;
-
 /// A batch before it is durable.
 #[derive(Default)]
 struct Turn {
@@ -121,7 +118,7 @@ struct Turn {
     commands: Vec<Command>,
     /// For the ledger, once it is durable.
     lines: Vec<Line>,
-    answers: Vec<(oneshot::Sender<Answer>, Answer)>,
+    answers: Vec<(Reply, Answer)>,
     /// Orders to send once it is durable, unless money comes before.
     depleted: Vec<Order>,
     /// Accounts whose orders money came for.
@@ -240,7 +237,14 @@ impl<B: Backend> Owner<B> {
         if !self.office.tenure.holds() {
             return Err(Leaving::TenureOver);
         }
-        let mut turn = Turn { at: self.now(), lines: self.office.feed.buffer(), ..Turn::default() };
+        let most = self.inbox.len() + self.arrived.len();
+        let mut turn = Turn {
+            at: self.now(),
+            commands: Vec::with_capacity(most),
+            lines: self.office.feed.buffer(most),
+            answers: Vec::with_capacity(self.inbox.len()),
+            ..Turn::default()
+        };
         self.rebuild_timers(turn.at);
         self.read(turn.at);
         self.refill();
@@ -261,14 +265,16 @@ impl<B: Backend> Owner<B> {
     /// Reads come first in a turn: the state is durable then. Callers whose commands are in the same turn were not
     /// answered yet, so nobody can tell that a read came before them.
     fn read(&mut self, now: Micros) {
-        let commands = Vec::with_capacity(self.inbox.len());
-        for request in std::mem::replace(&mut self.inbox, commands) {
+        let mut bells = Bells::default();
+        let reads: Vec<Request> = self.inbox.extract_if(.., |request| request.is_read()).collect();
+        for request in reads {
             match request {
                 Request::Get { account, reply } => {
-                    drop(reply.send(self.state.account(account, now).map_err(Failure::Refused)));
+                    let account = self.state.account(account, now).map_err(Failure::Refused);
+                    reply.send_with(account.map(|account| Told { account, replayed: false }), &mut bells);
                 }
                 Request::List { after, limit, reply } => self.list(after, limit, now, reply),
-                operate @ Request::Operate { .. } => self.inbox.push(operate),
+                Request::Operate { .. } => {}
             }
         }
     }
@@ -304,30 +310,45 @@ impl<B: Backend> Owner<B> {
 
     fn operate(&mut self, turn: &mut Turn) {
         let full = self.forgetting.is_full();
-        let mut requests = std::mem::take(&mut self.inbox).into_iter();
-        for at in 0.. {
-            if at % WARMED == 0 {
-                let next = requests.as_slice().iter().take(WARMED);
-                self.state.warm(next.filter_map(Request::account));
-            }
-            let Some(request) = requests.next() else { return };
+        // It keeps its room for the next turn.
+        let mut inbox = std::mem::take(&mut self.inbox);
+        let (mut commands, mut replies) = (Vec::with_capacity(AHEAD), Vec::with_capacity(AHEAD));
+        for request in inbox.drain(..) {
             let Request::Operate { account, key, operation, reply } = request else { continue };
             if full {
-                drop(reply.send(Err(busy())));
+                reply.send(Err(busy()));
                 continue;
             }
             // Who has gone away before it began does not want it done.
             if reply.is_closed() {
                 continue;
             }
-            let applied = self.apply(Command::Operate { key, account, operation }, turn);
-            let result = match applied.result {
-                Ok(Reply::Account(account)) => Ok(Told { account, replayed: applied.replayed }),
-                Ok(Reply::Done | Reply::Stale) => Err(Failure::Unknown),
+            commands.push(Command::Operate { key, account, operation });
+            replies.push(reply);
+            if commands.len() == AHEAD {
+                self.operate_all(&mut commands, &mut replies, turn);
+            }
+        }
+        self.operate_all(&mut commands, &mut replies, turn);
+        self.inbox = inbox;
+    }
+
+    /// At most [`AHEAD`].
+    fn operate_all(&mut self, commands: &mut Vec<Command>, replies: &mut Vec<Reply>, turn: &mut Turn) {
+        let ahead = self.state.look_ahead(commands);
+        for (hashed, reply) in ahead.into_iter().flatten().zip(replies.drain(..)) {
+            let applied = self.apply_hashed(hashed, turn);
+            if applied.changed {
+                turn.commands.push(hashed.command.clone());
+            }
+            let answer = match applied.result {
+                Ok(domain::Reply::Account(account)) => Ok(Told { account, replayed: applied.replayed }),
+                Ok(domain::Reply::Done | domain::Reply::Stale) => Err(Failure::Unknown),
                 Err(refusal) => Err(Failure::Refused(refusal)),
             };
-            turn.answers.push((reply, result));
+            turn.answers.push((reply, answer));
         }
+        commands.clear();
     }
 
     fn follow_up(&mut self, turn: &mut Turn) {
@@ -359,7 +380,17 @@ impl<B: Backend> Owner<B> {
     }
 
     fn apply(&mut self, command: Command, turn: &mut Turn) -> Applied {
-        let account = match &command {
+        let applied = self.apply_hashed(Hashed::from(&command), turn);
+        if applied.changed {
+            turn.commands.push(command);
+        }
+        applied
+    }
+
+    /// The caller journals it if it changed anything.
+    fn apply_hashed(&mut self, hashed: Hashed, turn: &mut Turn) -> Applied {
+        let command = hashed.command;
+        let account = match command {
             Command::Operate { account, .. }
             | Command::Deplete { account, .. }
             | Command::Delivered { account, .. } => Some(*account),
@@ -377,11 +408,10 @@ impl<B: Backend> Owner<B> {
             Some(_) => None,
         };
         let place = (self.seq + 1, turn.commands.len());
-        let applied = projection::apply(&mut self.state, &command, turn.at, place, &mut turn.lines);
+        let applied = projection::apply(&mut self.state, hashed, turn.at, place, &mut turn.lines);
         if !applied.changed {
             return applied;
         }
-        turn.commands.push(command);
         applied.events.iter().for_each(|event| turn.notice(event, version));
         if let Some(account) = account {
             self.timers.moved(account, before, instant(&self.state));
@@ -414,6 +444,9 @@ impl<B: Backend> Owner<B> {
                     result = &mut durable => break result,
                     _ = impatient.tick() => {
                         seat.set_stuck(true);
+                        if clock::now() >= began + config.answer_timeout {
+                            turn.give_up();
+                        }
                         shed(&mut self.inlets.requests, config.queue);
                     }
                 }
@@ -422,7 +455,7 @@ impl<B: Backend> Owner<B> {
         seat.set_stuck(false);
         if let Err(stopped) = result {
             self.doubtful = true;
-            turn.answers.drain(..).for_each(|(reply, _)| drop(reply.send(Err(Failure::Unknown))));
+            turn.give_up();
             return Err(match stopped {
                 Stopped::TenureOver => Leaving::TenureOver,
                 Stopped::Broken(error) => Leaving::Broken(error),
@@ -436,7 +469,7 @@ impl<B: Backend> Owner<B> {
         metrics.batch_commands.observe(commands.commands.len() as f64);
         if !tenure.holds() {
             // It is durable, but another owner may have answered differently since.
-            turn.answers.drain(..).for_each(|(reply, _)| drop(reply.send(Err(Failure::Unknown))));
+            turn.give_up();
             return Err(Leaving::TenureOver);
         }
         if self.snapshots.is_due(batch.payload.len()) {
@@ -486,7 +519,8 @@ impl<B: Backend> Owner<B> {
             self.office.seat.set_assignment(self.state.assignment());
         }
         replies.into_iter().for_each(|(reply, answer)| drop(reply.send(answer)));
-        answers.into_iter().for_each(|(reply, result)| drop(reply.send(result)));
+        let mut bells = Bells::default();
+        answers.into_iter().for_each(|(reply, answer)| reply.send_with(answer, &mut bells));
     }
 
     // ------------------------------------------------------------------------------------------------------- the rest
@@ -568,6 +602,11 @@ impl<B: Backend> Owner<B> {
 }
 
 impl Turn {
+    /// Nobody knows what becomes of it.
+    fn give_up(&mut self) {
+        self.answers.drain(..).for_each(|(reply, _)| reply.send(Err(Failure::Unknown)));
+    }
+
     /// `version`: of the account before, if it had no instant then.
     fn notice(&mut self, event: &domain::Event, version: Option<u32>) {
         match event.kind {

@@ -18,6 +18,7 @@ use super::backend::Backend;
 use super::life::Life;
 use super::map::Map;
 use super::metrics::{Metrics, Outcome, Procedure};
+use super::postbox::{Answer, Reply, Slip};
 use super::seat::{Request, Seat, Standing, Told, busy};
 use super::spread::Spread;
 use super::transfer::{Neighbours, Transfer};
@@ -183,19 +184,61 @@ impl Router {
     pub async fn operate(&self, account: u64, key: Key, operation: Operation) -> Result<Account, Failure> {
         let procedure = Procedure::of(&operation);
         let result = self.ask(account, |reply| Request::Operate { account, key, operation, reply }).await;
+        self.told(procedure, result)
+    }
+
+    /// As of now, and never of what is not durable.
+    pub async fn get(&self, account: u64) -> Result<Account, Failure> {
+        let result = self.ask(account, |reply| Request::Get { account, reply }).await.map_err(unread);
+        self.told(Procedure::Get, result)
+    }
+
+    /// As [`Router::operate`], and as [`Router::get`] without an operation, but the answer comes to a postbox, so that many
+    /// can be outstanding for little. False: it does not, and the question is to be asked by one of these.
+    pub fn post(&self, account: u64, operation: Option<(Key, Operation)>, slip: Slip) -> bool {
+        let shard = self.0.map.shard_of(bucket_of(account));
+        let Some(seat) = shard.and_then(|shard| self.0.seats.get(shard as usize)) else {
+            slip.withdraw();
+            return false;
+        };
+        let reply = Reply::Post(slip);
+        let request = match operation {
+            None => Request::Get { account, reply },
+            Some((key, operation)) => Request::Operate { account, key, operation, reply },
+        };
+        match seat.try_hand_in(request) {
+            Ok(()) => true,
+            Err(
+                Request::Get { reply: Reply::Post(slip), .. }
+                | Request::Operate { reply: Reply::Post(slip), .. },
+            ) => {
+                slip.withdraw();
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// What such an answer says. None: nothing was done, because the account is elsewhere or changes hands, and it is to be
+    /// asked for again with more patience.
+    pub fn posted(&self, operation: Option<&Operation>, answer: Answer) -> Option<Result<Account, Failure>> {
+        match (answer, operation) {
+            (
+                Err(Failure::Refused(Refusal::Elsewhere) | Failure::Busy { .. } | Failure::Elsewhere { .. }),
+                _,
+            ) => None,
+            (answer, Some(operation)) => Some(self.told(Procedure::of(operation), answer)),
+            (answer, None) => Some(self.told(Procedure::Get, answer.map_err(unread))),
+        }
+    }
+
+    fn told(&self, procedure: Procedure, result: Answer) -> Result<Account, Failure> {
         let outcome = match &result {
             Ok(Told { replayed: true, .. }) => Outcome::Replayed,
             result => Outcome::of(result),
         };
         self.0.metrics.operation(procedure, outcome);
         result.map(|told| told.account)
-    }
-
-    /// As of now, and never of what is not durable.
-    pub async fn get(&self, account: u64) -> Result<Account, Failure> {
-        let result = self.ask(account, |reply| Request::Get { account, reply }).await.map_err(unread);
-        self.0.metrics.operation(Procedure::Get, Outcome::of(&result));
-        result
     }
 
     /// What became of an account of a shard this node owns, newest first, before `before`. It has all that was acknowledged
@@ -338,11 +381,7 @@ impl Router {
 
     /// Gets an answer from the shard that has the account. A bucket that is not where the map says is on its way; so whenever
     /// there is a new map, it is asked for again; and whoever was not taken by an owner who leaves waits for the next one.
-    async fn ask<T>(
-        &self,
-        account: u64,
-        request: impl Fn(oneshot::Sender<Result<T, Failure>>) -> Request,
-    ) -> Result<T, Failure> {
+    async fn ask(&self, account: u64, request: impl Fn(Reply) -> Request) -> Answer {
         let until = tokio::time::Instant::now() + MAP_TIMEOUT;
         loop {
             let version = self.0.map.current().version;
@@ -364,13 +403,9 @@ impl Router {
         }
     }
 
-    async fn ask_once<T>(
-        &self,
-        seat: &Seat,
-        request: &impl Fn(oneshot::Sender<Result<T, Failure>>) -> Request,
-    ) -> Result<T, Failure> {
+    async fn ask_once(&self, seat: &Seat, request: &impl Fn(Reply) -> Request) -> Answer {
         let (reply, answer) = oneshot::channel();
-        seat.hand_in(request(reply))?;
+        seat.hand_in(request(Reply::Once(reply)))?;
         self.answer(answer).await
     }
 

@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{timeout, timeout_at};
 
 use super::Failure;
 use super::metrics::Gauges;
+use super::postbox::Reply;
 use super::tenure::Tenure;
 use crate::billing::domain::{Account, Assignment, Key, Operation};
 use crate::billing::projection::Feed;
@@ -18,8 +20,8 @@ use crate::clock;
 
 /// What a caller wants of an owner.
 pub enum Request {
-    Operate { account: u64, key: Key, operation: Operation, reply: oneshot::Sender<Result<Told, Failure>> },
-    Get { account: u64, reply: oneshot::Sender<Result<Account, Failure>> },
+    Operate { account: u64, key: Key, operation: Operation, reply: Reply },
+    Get { account: u64, reply: Reply },
     List { after: Option<u64>, limit: usize, reply: oneshot::Sender<Result<Vec<Account>, Failure>> },
 }
 
@@ -31,18 +33,15 @@ pub struct Told {
 }
 
 impl Request {
-    pub fn account(&self) -> Option<u64> {
-        match self {
-            Request::Operate { account, .. } | Request::Get { account, .. } => Some(*account),
-            Request::List { .. } => None,
-        }
+    /// Changes nothing.
+    pub fn is_read(&self) -> bool {
+        !matches!(self, Request::Operate { .. })
     }
 
     pub fn refuse(self, failure: Failure) {
-        // Whoever does not wait any more does not need it.
         match self {
-            Request::Operate { reply, .. } => drop(reply.send(Err(failure))),
-            Request::Get { reply, .. } => drop(reply.send(Err(failure))),
+            Request::Operate { reply, .. } | Request::Get { reply, .. } => reply.send(Err(failure)),
+            // Whoever does not wait any more does not need it.
             Request::List { reply, .. } => drop(reply.send(Err(failure))),
         }
     }
@@ -178,6 +177,14 @@ impl Seat {
                 Err(Failure::Elsewhere { node: node.clone(), advertise: advertise.clone() })
             }
             Standing::Elsewhere { .. } | Standing::Changing { .. } | Standing::Vacant => Err(busy()),
+        }
+    }
+
+    /// Puts it where it belongs if that is here and there is room, else gives it back.
+    pub fn try_hand_in(&self, request: Request) -> Result<(), Request> {
+        match &**self.standing.load() {
+            Standing::Own { requests, .. } => requests.try_send(request).map_err(TrySendError::into_inner),
+            Standing::Elsewhere { .. } | Standing::Changing { .. } | Standing::Vacant => Err(request),
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -13,7 +14,7 @@ use crate::billing::domain::{
 };
 use crate::billing::journal::{Cursor, Entry, Line, MemberState, MemberStatus, ReplicaSetStatus};
 use crate::billing::projection;
-use crate::billing::shard::{Cluster, Failure, History, ShardStatus, Unmovable};
+use crate::billing::shard::{self, Answer, Cluster, Failure, History, ShardStatus, Slip, Told, Unmovable};
 
 /// In microseconds since the epoch.
 pub const START: u64 = 1_700_000_000_000_000;
@@ -184,6 +185,26 @@ impl Shards for Fake {
             inner.state.account(account, inner.now)
         };
         self.done(account, result)
+    }
+
+    fn post(&self, account: u64, operation: Option<(Key, Operation)>, slip: Slip) -> bool {
+        let answer = match operation {
+            None => self.get(account).now_or_never(),
+            Some((key, operation)) => self.operate(account, key, operation).now_or_never(),
+        };
+        let Some(answer) = answer else {
+            slip.withdraw();
+            return false;
+        };
+        shard::Reply::Post(slip).send(answer.map(|account| Told { account, replayed: false }));
+        true
+    }
+
+    fn posted(&self, _: Option<&Operation>, answer: Answer) -> Option<Result<Account, Failure>> {
+        match answer {
+            Err(Failure::Elsewhere { .. } | Failure::Busy { .. }) => None,
+            answer => Some(answer.map(|told| told.account)),
+        }
     }
 
     async fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
