@@ -6,7 +6,7 @@ use super::Config;
 use crate::billing::domain::{BUCKETS, Micros, State};
 
 /// In a batch that is written anyway. What has come in since is as much as is taken out, so it is done often, in small
-/// parts.
+/// parts. Also while there is no room: nothing else is written then, and callers wait for it.
 const EVERY_BUSY: Duration = Duration::from_secs(1);
 /// In a batch of its own, only to give memory back.
 const EVERY_IDLE: Duration = Duration::from_secs(300);
@@ -18,9 +18,9 @@ pub struct Forgetting {
     /// What is kept at present: `keep`, or less where there are too many.
     keeping: Duration,
     last: Option<Micros>,
-    /// As of `last`.
+    /// As they were counted last.
     keys: usize,
-    /// The part of `keys_max` that the shard has by its buckets, as of `last`.
+    /// The part of `keys_max` that the shard has by its buckets, as of then.
     share: usize,
 }
 
@@ -40,26 +40,34 @@ impl Forgetting {
 
     /// When [`Forgetting::due`] should be asked although nothing else is to be done.
     pub fn next(&self) -> Option<Micros> {
-        self.last.filter(|_| self.keys > 0)?.checked_add(micros(EVERY_IDLE))
+        self.last.filter(|_| self.keys > 0)?.checked_add(micros(self.every(false)))
     }
 
-    /// What is to be forgotten now, if it is time. `busy`: a batch is written anyway.
+    /// What is to be forgotten now, if it is time; then comes [`Forgetting::count`]. `busy`: a batch is written anyway.
     pub fn due(&mut self, state: &State, at: Micros, busy: bool) -> Option<Micros> {
-        let every = if busy { EVERY_BUSY } else { EVERY_IDLE };
-        if self.last.is_some_and(|last| at.since(last) < micros(every)) {
+        if self.last.is_some_and(|last| at.since(last) < micros(self.every(busy))) {
             return None;
         }
         self.last = Some(at);
-        self.keys = state.keys_len();
-        self.share = (self.keys_max as u128 * state.buckets().count() as u128 / u128::from(BUCKETS)) as usize;
+        self.count(state);
         self.adjust();
         let before = Micros::new(at.get().saturating_sub(micros(self.keeping)));
         (self.keys > 0).then_some(before)
     }
 
+    /// What is left.
+    pub fn count(&mut self, state: &State) {
+        self.keys = state.keys_len();
+        self.share = (self.keys_max as u128 * state.buckets().count() as u128 / u128::from(BUCKETS)) as usize;
+    }
+
     /// Are there so many keys that no more can be taken, although they are kept for the shortest time?
     pub fn is_full(&self) -> bool {
         self.keys > self.share.saturating_add(self.share / 4) && self.keeping <= self.keep_min
+    }
+
+    fn every(&self, busy: bool) -> Duration {
+        if busy || self.is_full() { EVERY_BUSY } else { EVERY_IDLE }
     }
 
     fn adjust(&mut self) {

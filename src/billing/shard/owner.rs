@@ -365,6 +365,7 @@ impl<B: Backend> Owner<B> {
     fn forget(&mut self, turn: &mut Turn) {
         if let Some(before) = self.forgetting.due(&self.state, turn.at, !turn.commands.is_empty()) {
             self.apply(Command::Forget { before }, turn);
+            self.forgetting.count(&self.state);
         }
     }
 
