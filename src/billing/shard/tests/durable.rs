@@ -213,6 +213,17 @@ async fn there_is_room_for_keys_again_once_old_ones_may_be_forgotten() {
     assert!(took < Duration::from_secs(7), "{took:?}");
 }
 
+/// The clock is behind the journal: keys do not grow older, and there are no more of them than there is room for.
+#[tokio::test(start_paused = true)]
+async fn keys_are_bounded_while_time_stands_still() {
+    let (fake, (wall, hand)) = (Fake::new(1), WallClock::manual(START));
+    let router = start(few_keys(), &fake, &wall, notifier::Config::default()).await;
+    settled(&router).await;
+    fill(&router).await;
+    hand.advance(Duration::from_secs(6));
+    room(&router).await;
+}
+
 /// What is not durable is not shown.
 #[tokio::test(start_paused = true)]
 async fn a_read_never_sees_what_is_not_durable() {
