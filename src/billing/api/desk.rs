@@ -1,6 +1,7 @@
 //! What every door asks: operations on accounts, wherever in the cluster they are. What is not here is asked of the owner,
 //! once, and once more if this node did not know better; so the client never sees who owns what.
 
+mod listing;
 mod moving;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -35,8 +36,10 @@ pub trait Shards: Clone + Send + Sync + 'static {
     fn post(&self, account: u64, operation: Option<(Key, Operation)>, slip: Slip) -> bool;
     /// What such an answer says; None: it is to be asked for as one of these.
     fn posted(&self, operation: Option<&Operation>, answer: Answer) -> Option<Result<Account, Failure>>;
+    /// Of these shards, all of which must be this node's.
     fn list(
         &self,
+        shards: &[u32],
         after: Option<u64>,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Account>, Failure>> + Send;
@@ -83,8 +86,8 @@ impl Shards for Router {
         Router::posted(self, operation, answer)
     }
 
-    async fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
-        Router::list(self, after, limit).await
+    async fn list(&self, shards: &[u32], after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
+        Router::list(self, shards, after, limit).await
     }
 
     async fn history(&self, account: u64, before: Option<Cursor>, limit: usize) -> Result<History, Failure> {
@@ -316,43 +319,6 @@ impl<S: Shards> Desk<S> {
             What::Get => self.shards.get(order.account).await,
             What::Operate(key, operation) => self.shards.operate(order.account, key, operation).await,
         }
-    }
-
-    /// The accounts of all nodes with ids beyond `after`, by id. Fails if some cannot be told, rather than leave them out.
-    pub async fn list(
-        &self,
-        caller: Caller,
-        after: Option<u64>,
-        limit: usize,
-    ) -> Result<Vec<Account>, Problem> {
-        if caller == Caller::Node {
-            return Ok(self.shards.list(after, limit).await?);
-        }
-        let version = self.shards.map_version().await?;
-        let mut accounts = self.shards.list(after, limit).await?;
-        let Cluster { node, shards, .. } = self.shards.cluster().await;
-        if shards.iter().any(|shard| shard.node.is_empty() || shard.advertise.is_empty()) {
-            return Err(Problem {
-                detail: "a shard has no owner at the moment".to_owned(),
-                ..Kind::Busy.into()
-            });
-        }
-        let others: BTreeSet<&str> =
-            shards.iter().filter(|shard| shard.node != node).map(|shard| shard.advertise.as_str()).collect();
-        let pages = others.into_iter().map(|advertise| self.peers.list(advertise, after, limit));
-        for page in join_all(pages).await {
-            accounts.extend(page?);
-        }
-        // What moved meanwhile may have been asked for where it was not yet, and then where it was no more.
-        if self.shards.map_version().await? != version {
-            let detail = "buckets are being moved".to_owned();
-            return Err(Problem { detail, ..Kind::Busy.into() });
-        }
-        accounts.sort_unstable_by_key(|account| account.id);
-        // A shard that changes hands meanwhile may be told by both.
-        accounts.dedup_by_key(|account| account.id);
-        accounts.truncate(limit);
-        Ok(accounts)
     }
 
     /// Creates the test users that are not there yet, and gives all as they are.

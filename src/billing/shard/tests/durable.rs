@@ -103,8 +103,8 @@ async fn a_listing_is_of_all_own_shards_in_order() {
         router.operate(id, key("create"), create(id as i64 + 1, 0)).await.unwrap();
     }
     let ids = |accounts: Vec<Account>| accounts.into_iter().map(|account| account.id).collect::<Vec<_>>();
-    assert_eq!(ids(router.list(None, 5).await.unwrap()), [0, 1, 2, 3, 4]);
-    assert_eq!(ids(router.list(Some(46), 5).await.unwrap()), [47, 48, 49]);
+    assert_eq!(ids(router.list(&[0, 1, 2], None, 5).await.unwrap()), [0, 1, 2, 3, 4]);
+    assert_eq!(ids(router.list(&[0, 1, 2], Some(46), 5).await.unwrap()), [47, 48, 49]);
     let cluster = router.cluster().await;
     assert_eq!(cluster.shards.iter().map(|shard| shard.buckets).sum::<u32>(), 1000);
     assert_eq!(cluster.shards.iter().filter_map(|shard| shard.accounts).sum::<u64>(), 50);

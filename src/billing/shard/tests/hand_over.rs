@@ -140,3 +140,23 @@ async fn requests_wait_for_a_moment_only() {
     let told = Pair::ask(&pair.a, &pair.b, 1, "add", add(1)).await.unwrap();
     assert_eq!(told.balance, Money::new(1));
 }
+
+/// A shard that is asked for and is another node's is not left out of a listing.
+#[tokio::test(start_paused = true)]
+async fn a_listing_is_of_the_shards_that_are_asked_for() {
+    let Pair { a, b } = Pair::new().await;
+    assert_eq!(a.list(&[0, 1], None, 100).await.unwrap().len() as u64, WRITERS);
+    for shards in [&[0, 1][..], &[1], &[9]] {
+        assert!(b.list(shards, None, 100).await.is_err(), "{shards:?} are not its own");
+    }
+    a.hand_over(0, "b").await.unwrap();
+    let mine = loop {
+        match b.list(&[0], None, 100).await {
+            Ok(accounts) => break accounts,
+            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    };
+    let theirs = a.list(&[1], None, 100).await.unwrap();
+    assert_eq!((mine.len() + theirs.len()) as u64, WRITERS);
+    assert!(a.list(&[0, 1], None, 100).await.is_err(), "one of them is gone");
+}

@@ -127,7 +127,7 @@ async fn a_shard_is_added() {
         let again = router.operate(id, key("create"), create(id as i64 + 1, 0)).await.unwrap();
         assert_eq!(again.balance, Money::new(id as i64 + 1));
     }
-    assert_eq!(router.list(None, 100).await.unwrap().len(), 50);
+    assert_eq!(router.list(&[0, 1], None, 100).await.unwrap().len(), 50);
 }
 
 /// Requests for a bucket on its way wait for it; if that takes too long they are told to come again, and nothing was done.
@@ -239,15 +239,15 @@ async fn a_listing_is_whole_or_refused() {
     while !fake.is_trapped() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let listed = router.list(None, 9).await;
+    let listed = router.list(&[0, 1], None, 9).await;
     assert!(matches!(listed, Err(Failure::Busy { .. })), "{listed:?}");
     fake.set_trap(None);
     moving.await.unwrap().unwrap();
     assert!(router.map_version().await.unwrap() > before, "whoever lists over several nodes sees it");
-    while router.list(None, 9).await.is_err() {
+    while router.list(&[0, 1], None, 9).await.is_err() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert_eq!(router.list(None, 9).await.unwrap().len(), 1);
+    assert_eq!(router.list(&[0, 1], None, 9).await.unwrap().len(), 1);
 }
 
 /// At each step, before it is durable and after, the node that is at it dies.
