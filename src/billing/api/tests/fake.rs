@@ -265,7 +265,7 @@ impl Shards for Fake {
         Cluster { node: inner.node.to_owned(), shards, replica_sets: vec![set] }
     }
 
-    async fn look_again(&self) {
+    async fn look_again(&self, _: &[u16], _: &str) {
         let mut inner = self.inner.lock();
         if inner.heals {
             inner.failure = None;
