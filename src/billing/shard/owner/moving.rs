@@ -19,7 +19,8 @@ use super::super::{Failure, Unmovable};
 use super::{Owner, Turn};
 use crate::billing::domain::{Command, Outgoing, Refusal, Reply};
 
-/// Buckets of one shard on their way at once. Each has its image in memory; and while one commits, the next ones travel.
+/// Buckets of one shard on their way to another at once: a shard without an owner holds up no other. Each has its image in
+/// memory; and while one commits, the next ones travel.
 const UNDER_WAY_MAX: usize = 8;
 /// Callers that wait for the same bucket.
 const WAITING_MAX: usize = 16;
@@ -181,7 +182,8 @@ impl<B: Backend> Owner<B> {
             return Ok(None);
         }
         let under_way = &self.departures.under_way;
-        if under_way.contains_key(&bucket) || under_way.len() >= UNDER_WAY_MAX {
+        let others = under_way.values().filter(|departure| departure.to == to);
+        if under_way.contains_key(&bucket) || others.count() >= UNDER_WAY_MAX {
             return Err(busy());
         }
         let bytes = self.state.image_bytes_max(bucket).unwrap_or_default();

@@ -512,3 +512,42 @@ async fn load_over_moving_buckets_loses_and_doubles_nothing() {
     let operations: i64 = done.iter().map(|(_, n)| n).sum();
     println!("{operations} operations, each twice, during {} moves", moves.load(Relaxed));
 }
+
+/// Buckets that wait for a shard without an owner are in nobody else's way.
+#[tokio::test(start_paused = true)]
+async fn a_shard_without_an_owner_holds_up_no_other() {
+    let (fake, street, wall) = (Fake::new(3), Street::new(), WallClock::since(START));
+    let none = notifier::Config::default;
+    let a = street.start(config("a", 3), &fake, &wall, none()).await;
+    settled(&a).await;
+    let b = street.start(config("b", 3), &fake.another(), &wall, none()).await;
+    settled(&b).await;
+    a.hand_over(1, "b").await.unwrap();
+    while fake.owner(1).0 != "b" || b.0.seats[1].is_here().is_err() || a.0.seats[1].is_here().is_ok() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Dead, but its lease lasts.
+    while !a.0.seats[1].is_owned() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    street.closed("b");
+    b.crash().await;
+    let own: Vec<u16> = (0..BUCKETS).step_by(3).collect();
+    let stuck: Vec<_> = own[..8]
+        .iter()
+        .map(|bucket| {
+            let (a, bucket) = (a.clone(), *bucket);
+            tokio::spawn(async move { a.move_bucket(bucket, 1).await })
+        })
+        .collect();
+    while fake.replay(0).outgoing().count() < 8 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let ninth = a.move_bucket(own[8], 1).await;
+    assert!(matches!(ninth, Err(Failure::Busy { .. })), "{ninth:?}");
+    a.move_bucket(own[9], 2).await.unwrap();
+    // They arrive once somebody has the shard.
+    for moved in stuck {
+        moved.await.unwrap().unwrap();
+    }
+}
