@@ -186,12 +186,17 @@ impl<B: Backend> Owner<B> {
         if under_way.contains_key(&bucket) || others.count() >= UNDER_WAY_MAX {
             return Err(busy());
         }
-        let bytes = self.state.image_bytes_max(bucket).unwrap_or_default();
-        if bytes > self.office.config.image_bytes_max {
-            return Err(Unmovable::TooLarge { bytes }.into());
-        }
+        self.fits(bucket)?;
         self.departures.transfer.reaches(to)?;
         Ok(Some(generation))
+    }
+
+    fn fits(&self, bucket: u16) -> Result<(), Failure> {
+        let bytes = self.state.image_bytes_max(bucket).unwrap_or_default();
+        match bytes > self.office.config.image_bytes_max {
+            true => Err(Unmovable::TooLarge { bytes }.into()),
+            false => Ok(()),
+        }
     }
 
     fn release(&mut self, bucket: u16, generation: u64, is_own: bool, turn: &mut Turn) {
@@ -199,6 +204,10 @@ impl<B: Backend> Owner<B> {
         let to = departure.to;
         if !is_own || self.state.generation(bucket) != Some(generation) {
             return self.departures.end(bucket, &Err(busy()));
+        }
+        // It may have grown since, and what is released must be taken.
+        if let Err(failure) = self.fits(bucket) {
+            return self.departures.end(bucket, &Err(failure));
         }
         self.apply(Command::Release { bucket, to, generation: generation + 1 }, turn);
         turn.released.push(bucket);

@@ -12,7 +12,7 @@ use super::super::{Failure, Router, Unmovable, WallClock};
 use super::fake::{Fake, Moment, When};
 use super::street::Street;
 use super::{PATIENCE, START, add, config, create, insist, key, node, settled, start, withdraw};
-use crate::billing::domain::{Account, BUCKETS, Money, State, bucket_of};
+use crate::billing::domain::{Account, BUCKETS, Command, Money, State, bucket_of};
 use crate::billing::notifier;
 use crate::billing::notifier::receiver::{Manner, Receiver};
 use crate::resilience::backoff::Backoff;
@@ -511,6 +511,36 @@ async fn load_over_moving_buckets_loses_and_doubles_nothing() {
     }
     let operations: i64 = done.iter().map(|(_, n)| n).sum();
     println!("{operations} operations, each twice, during {} moves", moves.load(Relaxed));
+}
+
+/// An account of the same bucket as account 1, for each of these.
+fn neighbours_of_one() -> impl Iterator<Item = u64> {
+    (2..).filter(|id| bucket_of(*id) == bucket_of(1))
+}
+
+/// The journal's map is looked at before a bucket is released, and callers do not wait for that.
+#[tokio::test(start_paused = true)]
+async fn a_bucket_that_grew_too_large_meanwhile_stays() {
+    let mut one = State::new(0..BUCKETS);
+    one.apply(&Command::Operate { key: key("create"), account: 1, operation: create(1, 0) }, START);
+    let image_bytes_max = one.image_bytes_max(bucket_of(1)).unwrap();
+    let (fake, wall) = (Fake::new(2), WallClock::since(START));
+    let settings = super::Config { image_bytes_max, ..config("a", 2) };
+    let router = start(settings, &fake, &wall, notifier::Config::default()).await;
+    settled(&router).await;
+    router.operate(1, key("create"), create(1, 0)).await.unwrap();
+    let bucket = bucket_of(1);
+    let (home, mover) = (u32::from(bucket % 2), router.clone());
+    let moving = tokio::spawn(async move { mover.move_bucket(bucket, 1 - home).await });
+    // The owner begins, and the journal has yet to answer, which takes a millisecond.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!moving.is_finished());
+    router.operate(neighbours_of_one().next().unwrap(), key("create"), create(1, 0)).await.unwrap();
+    let moved = moving.await.unwrap();
+    assert!(matches!(moved, Err(Failure::Unmovable(Unmovable::TooLarge { .. }))), "{moved:?}");
+    assert_eq!(router.get(1).await.unwrap().balance, Money::new(1));
 }
 
 /// Buckets that wait for a shard without an owner are in nobody else's way.
