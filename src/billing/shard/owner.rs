@@ -101,6 +101,7 @@ pub struct Owner<B> {
     forgetting: Forgetting,
     accounts: i64,
     told_behind: bool,
+    told_ahead: bool,
     listings: Arc<Semaphore>,
     /// Snapshots; dropped with the owner.
     beside: JoinSet<()>,
@@ -159,6 +160,7 @@ impl<B: Backend> Owner<B> {
             doubtful: false,
             rebuilt: None,
             told_behind: false,
+            told_ahead: false,
             listings: Arc::new(Semaphore::new(LISTINGS_MAX)),
             beside: JoinSet::new(),
             inbox: Vec::new(),

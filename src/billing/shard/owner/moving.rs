@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
@@ -22,6 +23,8 @@ use crate::billing::domain::{Command, Outgoing, Refusal, Reply};
 /// Buckets of one shard on their way to another at once: a shard without an owner holds up no other. Each has its image in
 /// memory; and while one commits, the next ones travel.
 const UNDER_WAY_MAX: usize = 8;
+/// How far the time of a bucket that comes may be ahead of the clock. Synchronised clocks differ by milliseconds.
+const AHEAD_MAX: Duration = Duration::from_secs(5);
 /// Callers that wait for the same bucket.
 const WAITING_MAX: usize = 16;
 
@@ -222,11 +225,33 @@ impl<B: Backend> Owner<B> {
         }
     }
 
+    /// The shard's time would follow that of the bucket, and all its accounts would be charged for what has not passed.
+    /// Whoever sends it does so again, until the clock has come there.
+    fn is_ahead(&mut self, bucket: u16, image: &[u8]) -> bool {
+        let now = self.office.wall.now().max(self.state.last());
+        let ahead = Outgoing::last_of_image(image).map_or(0, |last| last.since(now));
+        let ahead = Duration::from_micros(ahead);
+        if ahead > AHEAD_MAX && !self.told_ahead {
+            let shard = self.office.tenure.shard;
+            tracing::error!(
+                shard,
+                bucket,
+                ?ahead,
+                "a bucket comes from a shard whose clock was ahead, it waits outside; clocks must be synchronised"
+            );
+        }
+        self.told_ahead = ahead > AHEAD_MAX;
+        ahead > AHEAD_MAX
+    }
+
     /// Its timers run here from now on, and its orders leave here once this is durable.
     fn adopt(&mut self, generation: u64, image: Box<[u8]>, turn: &mut Turn) -> Answer {
         let Some(bucket) = Outgoing::bucket_of_image(&image) else {
             return Err(Refusal::BadBucket.into());
         };
+        if generation > self.state.seen(bucket) && self.is_ahead(bucket, &image) {
+            return Err(busy());
+        }
         let applied = self.apply(Command::Adopt { generation, image }, turn);
         match applied.result {
             Ok(Reply::Done) => {

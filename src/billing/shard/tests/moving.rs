@@ -581,3 +581,29 @@ async fn a_shard_without_an_owner_holds_up_no_other() {
         moved.await.unwrap().unwrap();
     }
 }
+
+/// A clock that is far ahead spoils the shard of its node, and no other that a bucket goes to.
+#[tokio::test(start_paused = true)]
+async fn a_bucket_from_the_future_waits_until_it_is_the_present() {
+    let (wall, hand) = WallClock::manual(START);
+    let (fake, hour) = (Fake::new(2), Duration::from_secs(3600));
+    let router = start(config("a", 2), &fake, &wall, notifier::Config::default()).await;
+    settled(&router).await;
+    let bucket = bucket_of(1);
+    let home = u32::from(bucket % 2);
+    // One in the other shard, which spends.
+    let other = (2..).find(|id| u32::from(bucket_of(*id) % 2) != home).unwrap();
+    router.operate(other, key("create"), create(10_000_000, 1000)).await.unwrap();
+    hand.advance(hour);
+    router.operate(1, key("create"), create(100, 0)).await.unwrap();
+    hand.set(START);
+    let mover = router.clone();
+    let moving = tokio::spawn(async move { mover.move_bucket(bucket, 1 - home).await });
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!moving.is_finished());
+    assert_eq!(router.get(other).await.unwrap().balance, Money::new(10_000_000), "no hour has passed");
+    hand.advance(hour);
+    moving.await.unwrap().unwrap();
+    assert_eq!(insist(&router, 1, "more", add(1)).await.unwrap().balance, Money::new(101));
+    assert_eq!(router.get(other).await.unwrap().balance, Money::new(10_000_000 - 3600 * 1000));
+}
