@@ -41,6 +41,9 @@ const FOLLOW_UPS: usize = 1024;
 const ERRANDS: usize = 64;
 /// Between tries while the journal does not answer.
 const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(1) };
+/// How long a node that has a lease goes on trying to read what it needs to serve, once that failed. Beyond a lost connection;
+/// then somebody else may have the shard.
+const UNREADY_MAX: Duration = Duration::from_secs(3);
 /// A lease that is about to end is asked for right after its end.
 const BEHIND_THE_END: Duration = Duration::from_millis(5);
 /// Between looks at a shard that changes hands: as long as its requests wait here.
@@ -294,6 +297,7 @@ impl<B: Backend> Life<B> {
     /// The replica at the end of the journal; of a shard that never had a batch, with its buckets.
     async fn get_ready(&self, replica: Replica, seq: u64, tenure: &Tenure) -> Result<Replica, Unready> {
         let mut kept = Some(replica);
+        let mut until = None;
         let mut failures = 0;
         let mut replica = loop {
             let replica = match kept.take() {
@@ -306,6 +310,11 @@ impl<B: Backend> Life<B> {
             };
             match ready {
                 Ok(replica) => break replica,
+                Err(error @ Error::Unavailable { .. })
+                    if clock::now() >= *until.get_or_insert(clock::now() + UNREADY_MAX) =>
+                {
+                    return Err(Unready::Later(error));
+                }
                 Err(Error::Unavailable { step, source }) => {
                     tracing::debug!(shard = tenure.shard, step, %source, "the journal could not be read yet");
                     self.metrics.retries_follow.inc();
