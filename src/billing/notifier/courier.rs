@@ -57,6 +57,15 @@ struct Way {
     client: Client,
 }
 
+/// What came of one request.
+enum Outcome {
+    /// A 2xx.
+    Taken(Answer),
+    NotTaken,
+    /// It did not leave: money came, or the lease ended.
+    Unwanted,
+}
+
 impl Courier {
     /// `now` is the wall clock that billing counts by.
     ///
@@ -146,8 +155,9 @@ impl Courier {
             return;
         }
         let recoveries = *self.0.recoveries.borrow();
-        match self.ask(way, &letter).await {
-            Some(answer) => {
+        match self.ask(way, &letter, outbox, may_send).await {
+            Outcome::Unwanted => {}
+            Outcome::Taken(answer) => {
                 if self.0.health.lock().succeeded(clock::now()) {
                     tracing::info!("the webhook answers again, what waits for it is sent");
                     self.0.recoveries.send_modify(|count| *count += 1);
@@ -160,7 +170,7 @@ impl Courier {
                 let _ = done.send(FollowUp::Delivered { account, version, at }).await;
                 drop(timeout(CONTENT_TIMEOUT, way.client.finish(answer)).await);
             }
-            None => {
+            Outcome::NotTaken => {
                 self.0.health.lock().failed();
                 let wait = match *self.0.recoveries.borrow() == recoveries {
                     true => self.0.config.retry.delay(letter.tries, fastrand::f64()),
@@ -172,21 +182,26 @@ impl Courier {
         }
     }
 
-    /// Some if the answer is a 2xx.
-    async fn ask(&self, way: &Way, letter: &Letter) -> Option<Answer> {
+    async fn ask(&self, way: &Way, letter: &Letter, outbox: &Outbox, may_send: &MaySend) -> Outcome {
         let metrics = &self.0.metrics;
-        if letter.tries > 0 {
-            metrics.retries.inc();
-        }
-        let request = self.request(way, letter)?;
+        let Some(request) = self.request(way, letter) else { return Outcome::NotTaken };
         let log = |why: &dyn std::fmt::Display| {
             let Letter { account, version, tries, .. } = letter;
             tracing::debug!(account, version, tries, %why, "an order was not taken and will be sent again");
         };
-        match timeout(self.0.config.timeout, way.client.send(&request)).await {
+        let may = || may_send() && outbox.is_wanted(letter);
+        let sent = way.client.send(&request, may, outbox.unwanted(letter));
+        let sent = timeout(self.0.config.timeout, sent).await;
+        if matches!(sent, Ok(Err(Failure::Unwanted))) {
+            return Outcome::Unwanted;
+        }
+        if letter.tries > 0 {
+            metrics.retries.inc();
+        }
+        match sent {
             Ok(Ok(answer)) if answer.status().is_success() => {
                 metrics.answered.inc();
-                return Some(answer);
+                return Outcome::Taken(answer);
             }
             Ok(Ok(answer)) => {
                 metrics.refused.inc();
@@ -202,7 +217,7 @@ impl Courier {
                 log(&"no answer in time");
             }
         }
-        None
+        Outcome::NotTaken
     }
 
     /// None never happens: every part is made of digits, or was checked as a URL.

@@ -22,6 +22,8 @@ pub struct Outbox(Arc<Shared>);
 struct Shared {
     queue: Mutex<Queue>,
     pub(super) wake: Notify,
+    /// Something was cancelled.
+    removed: Notify,
     outstanding: IntGauge,
 }
 
@@ -38,7 +40,7 @@ pub(super) struct Letter {
 impl Outbox {
     pub(super) fn new(capacity: usize, outstanding: IntGauge) -> Outbox {
         let queue = Mutex::new(Queue::new(capacity));
-        Outbox(Arc::new(Shared { queue, wake: Notify::new(), outstanding }))
+        Outbox(Arc::new(Shared { queue, wake: Notify::new(), removed: Notify::new(), outstanding }))
     }
 
     /// Depletions that are durable.
@@ -56,6 +58,7 @@ impl Outbox {
     /// Money came: whatever version it was, its order is not tried any more. Says whether there was one.
     pub fn cancel(&self, account: u64) -> bool {
         let was_there = self.change(|queue| queue.entries.remove(&account).is_some());
+        self.0.removed.notify_waiters();
         self.wake_for_refill();
         was_there
     }
@@ -86,6 +89,17 @@ impl Outbox {
     pub(super) fn is_wanted(&self, letter: &Letter) -> bool {
         let queue = self.0.queue.lock();
         queue.entries.get(&letter.account).is_some_and(|entry| entry.version == letter.version)
+    }
+
+    /// Resolves once it is not, for a letter under way.
+    pub(super) async fn unwanted(&self, letter: &Letter) {
+        loop {
+            let removed = self.0.removed.notified();
+            if !self.is_wanted(letter) {
+                return;
+            }
+            removed.await;
+        }
     }
 
     pub(super) fn failed(&self, letter: &Letter, due: Instant) {
