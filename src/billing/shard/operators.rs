@@ -97,9 +97,9 @@ impl Router {
         seat.is_here()?;
         let mut gave = gave.try_lock().map_err(|_| busy())?;
         let owners = spread::owners(seats, config, wall).ok_or_else(busy)?;
-        let wanted = spread::wanted(owners.iter().map(|(node, _)| node.as_str()), to, |_| true);
+        let owners: Vec<&str> = owners.iter().map(|(node, _)| node.as_str()).collect();
         let lately = gave.is_some_and(|gave| clock::now() < gave + config.spread);
-        if lately || !wanted.contains(&shard) {
+        if lately || !spread::is_worth_giving(&owners, shard, to) {
             return Err(busy());
         }
         *gave = Some(clock::now());
