@@ -18,6 +18,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 STARTS_WITHIN = 60.0
 LISTING = 500
 SETTLES_WITHIN = 180.0
+# Enough accounts to be in every shard.
+HISTORIES = 16
 LAG = re.compile(r'^forefront_billing_projection_lag_batches\{shard="\d+"\} (\d+)$', re.MULTILINE)
 COMMIT_BUCKET = re.compile(r'^forefront_billing_commit_seconds_bucket\{le="([^"]+)"\} (\d+)$', re.MULTILINE)
 
@@ -164,8 +166,10 @@ class Forefront(Server):
         """They stay, delivered."""
 
     def settle(self) -> float:
-        """Waits until all that was acknowledged is in the ledger too; seconds."""
+        """Waits until all that was acknowledged is in the ledger too; seconds. Whoever asks for a history has it written."""
         began = time.monotonic()
+        for account in range(1, HISTORIES + 1):
+            self.get(f"/billing/v1/accounts/{account}/history?limit=1")
         while any(int(batches) for batches in LAG.findall(self.get("/metrics").decode())):
             if time.monotonic() - began > SETTLES_WITHIN:
                 raise SystemExit(f"{self.name}: the ledger does not catch up")

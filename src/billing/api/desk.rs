@@ -1,6 +1,7 @@
 //! What every door asks: operations on accounts, wherever in the cluster they are. What is not here is asked of the owner,
 //! once, and once more if this node did not know better; so the client never sees who owns what.
 
+mod listing;
 mod moving;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,7 @@ use super::gate::Caller;
 use super::history::{HistoryBody, Page};
 use super::json::{Order, What};
 use super::peers::Peers;
-use crate::billing::domain::{Account, Key, Operation, TEST_USERS};
+use crate::billing::domain::{Account, Key, Operation, TEST_USERS, bucket_of};
 use crate::billing::journal::Cursor;
 use crate::billing::shard::{Answer, Cluster, Failure, History, Router, Slip};
 
@@ -35,8 +36,10 @@ pub trait Shards: Clone + Send + Sync + 'static {
     fn post(&self, account: u64, operation: Option<(Key, Operation)>, slip: Slip) -> bool;
     /// What such an answer says; None: it is to be asked for as one of these.
     fn posted(&self, operation: Option<&Operation>, answer: Answer) -> Option<Result<Account, Failure>>;
+    /// Of these shards, all of which must be this node's.
     fn list(
         &self,
+        shards: &[u32],
         after: Option<u64>,
         limit: usize,
     ) -> impl Future<Output = Result<Vec<Account>, Failure>> + Send;
@@ -47,8 +50,8 @@ pub trait Shards: Clone + Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<History, Failure>> + Send;
     fn cluster(&self) -> impl Future<Output = Cluster> + Send;
-    /// Something was not where this node thought: it looks anew, for a moment.
-    fn look_again(&self) -> impl Future<Output = ()> + Send;
+    /// These buckets are not at that address, as this node thought: it looks anew, for a moment.
+    fn look_again(&self, buckets: &[u16], advertise: &str) -> impl Future<Output = ()> + Send;
     /// A shard may be this node's now.
     fn look_at(&self, shard: u32);
     /// Resolves once none of these accounts is that node's any more, and each is somebody's.
@@ -83,8 +86,8 @@ impl Shards for Router {
         Router::posted(self, operation, answer)
     }
 
-    async fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
-        Router::list(self, after, limit).await
+    async fn list(&self, shards: &[u32], after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
+        Router::list(self, shards, after, limit).await
     }
 
     async fn history(&self, account: u64, before: Option<Cursor>, limit: usize) -> Result<History, Failure> {
@@ -95,8 +98,8 @@ impl Shards for Router {
         Router::cluster(self).await
     }
 
-    async fn look_again(&self) {
-        Router::look_again(self).await;
+    async fn look_again(&self, buckets: &[u16], advertise: &str) {
+        Router::look_again(self, buckets, advertise).await;
     }
 
     fn look_at(&self, shard: u32) {
@@ -152,18 +155,26 @@ struct Rest {
 
 pub type Outcome = Result<Account, Problem>;
 
+/// May a node that does not have it either be followed by another?
+#[derive(Clone, Copy, PartialEq)]
+enum Again {
+    Yes,
+    No,
+}
+
 impl<S: Shards> Desk<S> {
     pub fn new(shards: S, peers: Peers) -> Desk<S> {
         Desk { shards, peers, images: Arc::new(Semaphore::new(moving::IMAGES_MAX)) }
     }
 
     pub async fn one(&self, caller: Caller, order: Order) -> Outcome {
-        let outcome = self.try_one(caller, order).await;
-        if caller == Caller::Client && is_loop(&outcome) {
-            self.shards.look_again().await;
-            return self.try_one(caller, order).await;
+        match self.here(&order).await {
+            Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
+                let results = self.away(&advertise, &[order], Again::Yes).await;
+                results.into_iter().next().unwrap_or_else(|| Err(lost(&order)))
+            }
+            outcome => outcome.map_err(Problem::from),
         }
-        outcome
     }
 
     /// As [`Desk::one`] for a client, but the answer comes to a postbox, for [`Desk::posted`]. False: it does not, and the order
@@ -185,57 +196,31 @@ impl<S: Shards> Desk<S> {
         self.shards.posted(operation, answer).map(|outcome| outcome.map_err(Problem::from))
     }
 
-    async fn try_one(&self, caller: Caller, order: Order) -> Outcome {
-        match self.here(&order).await {
-            Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
-                let results = self.away(&advertise, &[order]).await;
-                results.into_iter().next().unwrap_or_else(|| Err(lost(&order)))
-            }
-            outcome => outcome.map_err(Problem::from),
-        }
-    }
-
     /// What became of an account, from the newest on or before a place.
     pub async fn history(&self, caller: Caller, account: u64, page: Page) -> Result<HistoryBody, Problem> {
-        let outcome = self.try_history(caller, account, page).await;
-        if caller == Caller::Client && outcome.as_ref().is_err_and(|problem| problem.kind == Kind::Loop) {
-            self.shards.look_again().await;
-            return self.try_history(caller, account, page).await;
-        }
-        outcome
-    }
-
-    async fn try_history(&self, caller: Caller, account: u64, page: Page) -> Result<HistoryBody, Problem> {
-        match self.shards.history(account, page.before, page.limit).await {
-            Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => {
-                self.peers.history(&advertise, account, &page).await
+        let mut again = Again::Yes;
+        loop {
+            let advertise = match self.shards.history(account, page.before, page.limit).await {
+                Err(Failure::Elsewhere { advertise, .. }) if caller == Caller::Client => advertise,
+                told => return Ok(told?.into()),
+            };
+            match self.peers.history(&advertise, account, &page).await {
+                Err(problem) if problem.kind == Kind::Loop && again == Again::Yes => {
+                    self.shards.look_again(&[bucket_of(account)], &advertise).await;
+                    again = Again::No;
+                }
+                told => return told,
             }
-            told => Ok(told?.into()),
         }
     }
 
     /// In their order for each account, at once for different ones. If one of an account is not done for lack of an
     /// answer, those after it are not tried, so that the same batch under the same key goes on where this one stopped.
     pub async fn batch(&self, caller: Caller, orders: &[Order]) -> Vec<Outcome> {
-        let mut outcomes = self.try_batch(caller, orders).await;
-        let mut looped = BTreeSet::new();
-        let again: Vec<usize> = (0..orders.len())
-            .filter(|place| {
-                // And what was not tried for that.
-                let account = orders[*place].account;
-                is_loop(&outcomes[*place]) && looped.insert(account) || looped.contains(&account)
-            })
-            .collect();
-        if caller == Caller::Client && !again.is_empty() {
-            self.shards.look_again().await;
-            let orders: Vec<Order> = again.iter().map(|place| orders[*place]).collect();
-            let told = self.try_batch(caller, &orders).await;
-            again.into_iter().zip(told).for_each(|(place, outcome)| outcomes[place] = outcome);
-        }
-        outcomes
+        self.try_batch(caller, orders, Again::Yes).await
     }
 
-    async fn try_batch(&self, caller: Caller, orders: &[Order]) -> Vec<Outcome> {
+    async fn try_batch(&self, caller: Caller, orders: &[Order], again: Again) -> Vec<Outcome> {
         let mut groups: BTreeMap<u64, Group> = BTreeMap::new();
         for (place, order) in orders.iter().enumerate() {
             groups.entry(order.account).or_insert(Group { places: Vec::new() }).places.push(place);
@@ -251,7 +236,7 @@ impl<S: Shards> Desk<S> {
         }
         let away = away.iter().map(|(advertise, places)| async {
             let orders: Vec<Order> = places.iter().map(|place| orders[*place]).collect();
-            places.iter().zip(self.away(advertise, &orders).await).collect::<Vec<_>>()
+            places.iter().zip(self.away(advertise, &orders, again).await).collect::<Vec<_>>()
         });
         for (place, outcome) in join_all(away).await.into_iter().flatten() {
             outcomes[*place] = Some(outcome);
@@ -262,11 +247,22 @@ impl<S: Shards> Desk<S> {
 
     /// Asks another node, for as long as it has what it is asked for. Whoever takes that over, because the node is frozen, say,
     /// is asked in its place: a key that was done under the old owner is told again, and one that was not never will be.
-    fn away<'d>(&'d self, advertise: &'d str, orders: &'d [Order]) -> BoxFuture<'d, Vec<Outcome>> {
+    /// If it does not have it any more, and nobody took it over since, this node looks anew and asks once more.
+    fn away<'d>(
+        &'d self,
+        advertise: &'d str,
+        orders: &'d [Order],
+        again: Again,
+    ) -> BoxFuture<'d, Vec<Outcome>> {
         Box::pin(async move {
             let accounts: Vec<u64> = orders.iter().map(|order| order.account).collect();
             tokio::select! {
-                outcomes = self.peers.batch(advertise, orders) => return outcomes,
+                mut outcomes = self.peers.batch(advertise, orders) => {
+                    if again == Again::Yes {
+                        self.ask_again(advertise, orders, &mut outcomes).await;
+                    }
+                    return outcomes;
+                }
                 () = self.shards.left(&accounts, advertise) => {}
             }
             tracing::info!(
@@ -274,14 +270,33 @@ impl<S: Shards> Desk<S> {
                 orders = orders.len(),
                 "another node was asked for what it lost meanwhile"
             );
-            let again = orders.iter().zip(self.try_batch(Caller::Client, orders).await);
+            let told = orders.iter().zip(self.try_batch(Caller::Client, orders, again).await);
             // What was not done now may have been done before.
-            let told = again.map(|(order, outcome)| match outcome {
+            let told = told.map(|(order, outcome)| match outcome {
                 Err(problem) if problem.kind.stops() => Err(lost(order)),
                 outcome => outcome,
             });
             told.collect()
         })
+    }
+
+    /// What that node does not have either, and what it did not try for that.
+    async fn ask_again(&self, advertise: &str, orders: &[Order], outcomes: &mut [Outcome]) {
+        let mut looped = BTreeSet::new();
+        let places: Vec<usize> = (0..orders.len())
+            .filter(|place| {
+                let account = orders[*place].account;
+                is_loop(&outcomes[*place]) && looped.insert(account) || looped.contains(&account)
+            })
+            .collect();
+        if places.is_empty() {
+            return;
+        }
+        let buckets: BTreeSet<u16> = looped.into_iter().map(bucket_of).collect();
+        self.shards.look_again(&Vec::from_iter(buckets), advertise).await;
+        let orders: Vec<Order> = places.iter().map(|place| orders[*place]).collect();
+        let told = self.try_batch(Caller::Client, &orders, Again::No).await;
+        places.into_iter().zip(told).for_each(|(place, outcome)| outcomes[place] = outcome);
     }
 
     async fn group(
@@ -316,43 +331,6 @@ impl<S: Shards> Desk<S> {
             What::Get => self.shards.get(order.account).await,
             What::Operate(key, operation) => self.shards.operate(order.account, key, operation).await,
         }
-    }
-
-    /// The accounts of all nodes with ids beyond `after`, by id. Fails if some cannot be told, rather than leave them out.
-    pub async fn list(
-        &self,
-        caller: Caller,
-        after: Option<u64>,
-        limit: usize,
-    ) -> Result<Vec<Account>, Problem> {
-        if caller == Caller::Node {
-            return Ok(self.shards.list(after, limit).await?);
-        }
-        let version = self.shards.map_version().await?;
-        let mut accounts = self.shards.list(after, limit).await?;
-        let Cluster { node, shards, .. } = self.shards.cluster().await;
-        if shards.iter().any(|shard| shard.node.is_empty() || shard.advertise.is_empty()) {
-            return Err(Problem {
-                detail: "a shard has no owner at the moment".to_owned(),
-                ..Kind::Busy.into()
-            });
-        }
-        let others: BTreeSet<&str> =
-            shards.iter().filter(|shard| shard.node != node).map(|shard| shard.advertise.as_str()).collect();
-        let pages = others.into_iter().map(|advertise| self.peers.list(advertise, after, limit));
-        for page in join_all(pages).await {
-            accounts.extend(page?);
-        }
-        // What moved meanwhile may have been asked for where it was not yet, and then where it was no more.
-        if self.shards.map_version().await? != version {
-            let detail = "buckets are being moved".to_owned();
-            return Err(Problem { detail, ..Kind::Busy.into() });
-        }
-        accounts.sort_unstable_by_key(|account| account.id);
-        // A shard that changes hands meanwhile may be told by both.
-        accounts.dedup_by_key(|account| account.id);
-        accounts.truncate(limit);
-        Ok(accounts)
     }
 
     /// Creates the test users that are not there yet, and gives all as they are.

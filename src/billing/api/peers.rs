@@ -104,14 +104,17 @@ impl Peers {
         orders.iter().map(told).collect()
     }
 
+    /// The accounts of these shards, which that node has.
     pub async fn list(
         &self,
         advertise: &str,
+        shards: &[u32],
         after: Option<u64>,
         limit: usize,
     ) -> Result<Vec<Account>, Problem> {
+        let shards = shards.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
         let after = after.map(|after| format!("&after={after}")).unwrap_or_default();
-        let path = format!("/billing/v1/accounts?limit={limit}{after}");
+        let path = format!("/billing/v1/accounts?limit={limit}&shards={shards}{after}");
         match self.ask(advertise, Method::GET, &path, (JSON, Bytes::new())).await {
             Asked::Answer(StatusCode::OK, body) => {
                 let page = read::<PageBody>(&body).ok_or(Kind::Busy)?;

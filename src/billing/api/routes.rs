@@ -209,11 +209,56 @@ async fn one<S: Shards>(
     within(api, api.desk.one(caller, order), lost(&order)).await?
 }
 
+/// What is asked of a listing.
+struct Listing {
+    after: Option<u64>,
+    limit: usize,
+    /// Only another node names them.
+    shards: Option<Vec<u32>>,
+}
+
+impl Listing {
+    fn read(query: &str, caller: Caller) -> Result<Listing, Problem> {
+        let most = if caller == Caller::Node { NODE_PAGE_MAX } else { PAGE_MAX };
+        let (mut after, mut limit, mut shards) = (None, None, None);
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let twice = match name {
+                "after" => after
+                    .replace(of_text(value).ok_or_else(|| {
+                        Problem::malformed("after must be the id of an account, a whole number below 2^64")
+                    })?)
+                    .is_some(),
+                "limit" => {
+                    let number = of_text::<u64>(value).and_then(|limit| usize::try_from(limit).ok());
+                    let refused = || Problem::malformed(format!("limit must be a number from 1 to {most}"));
+                    let number = number.filter(|limit| (1..=most).contains(limit)).ok_or_else(refused)?;
+                    limit.replace(number).is_some()
+                }
+                "shards" if caller == Caller::Node => {
+                    let refused = || Problem::malformed("shards are numbers with commas between them");
+                    let all: Option<Vec<u32>> = value.split(',').map(|shard| shard.parse().ok()).collect();
+                    shards.replace(all.ok_or_else(refused)?).is_some()
+                }
+                _ => return Err(Problem::malformed("a listing takes after and limit, nothing else")),
+            };
+            if twice {
+                return Err(Problem::malformed(format!("{name} is given twice")));
+            }
+        }
+        Ok(Listing { after, limit: limit.unwrap_or(PAGE_DEFAULT), shards })
+    }
+}
+
 async fn list<S: Shards>(State(api): Shared<S>, request: Request) -> Answer {
     let caller = caller(&request);
-    let most = if caller == Caller::Node { NODE_PAGE_MAX } else { PAGE_MAX };
-    let (after, limit) = page(request.uri().query().unwrap_or_default(), most)?;
-    let listing = api.desk.list(caller, after, limit);
+    let Listing { after, limit, shards } = Listing::read(request.uri().query().unwrap_or_default(), caller)?;
+    let listing = async {
+        match &shards {
+            Some(shards) => api.desk.list_of(shards, after, limit).await,
+            None => api.desk.list(caller, after, limit).await,
+        }
+    };
     let accounts = within(&api, listing, Kind::Busy.into()).await??;
     let next = accounts.last().filter(|_| accounts.len() == limit).map(|account| account.id);
     let accounts = accounts.into_iter().map(AccountBody::from).collect();
@@ -307,32 +352,6 @@ fn account_id(path: Id) -> Result<u64, Problem> {
     let refused = || Problem::malformed("the id of an account is a whole number below 2^64");
     let Path(text) = path.map_err(|_| refused())?;
     of_text(&text).ok_or_else(refused)
-}
-
-/// `after` and `limit` of a listing.
-fn page(query: &str, most: usize) -> Result<(Option<u64>, usize), Problem> {
-    let (mut after, mut limit) = (None, None);
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let twice = match name {
-            "after" => after
-                .replace(of_text(value).ok_or_else(|| {
-                    Problem::malformed("after must be the id of an account, a whole number below 2^64")
-                })?)
-                .is_some(),
-            "limit" => {
-                let number = of_text::<u64>(value).and_then(|limit| usize::try_from(limit).ok());
-                let refused = || Problem::malformed(format!("limit must be a number from 1 to {most}"));
-                let number = number.filter(|limit| (1..=most).contains(limit)).ok_or_else(refused)?;
-                limit.replace(number).is_some()
-            }
-            _ => return Err(Problem::malformed("a listing takes after and limit, nothing else")),
-        };
-        if twice {
-            return Err(Problem::malformed(format!("{name} is given twice")));
-        }
-    }
-    Ok((after, limit.unwrap_or(PAGE_DEFAULT)))
 }
 
 async fn within<S, T>(api: &Inner<S>, asked: impl Future<Output = T>, late: Problem) -> Result<T, Problem> {

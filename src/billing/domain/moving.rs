@@ -18,7 +18,7 @@ use super::account::Record;
 use super::bucket::Bucket;
 use super::money::Micros;
 use super::outcome::{Refusal, Reply};
-use super::snapshot::{Image, bucket_of_image, decode_image, image_bound, put_image};
+use super::snapshot::{Image, bucket_of_image, decode_image, image_bound, last_of_image, put_image};
 use super::state::{Order, State, order};
 
 /// A released bucket that may not have arrived yet. Cheap to clone.
@@ -56,6 +56,11 @@ impl Outgoing {
     /// The bucket that an image says it is of; None if it is no image.
     pub fn bucket_of_image(image: &[u8]) -> Option<u16> {
         bucket_of_image(image).ok()
+    }
+
+    /// The time of the shard that it comes from, which that of the one it goes to will not be behind; None if it is no image.
+    pub fn last_of_image(image: &[u8]) -> Option<Micros> {
+        last_of_image(image).ok()
     }
 
     pub fn accounts_len(&self) -> usize {

@@ -173,6 +173,11 @@ pub fn bucket_of_image(bytes: &[u8]) -> Result<u16, CodecError> {
     number_of_bucket(&mut reader)
 }
 
+/// The time it says it is of; the rest is not looked at.
+pub fn last_of_image(bytes: &[u8]) -> Result<Micros, CodecError> {
+    header(&mut Reader(bytes), BUCKET_MAGIC).map(|(last, _)| last)
+}
+
 pub fn put_image(bucket: u16, last: Micros, horizon: Micros, content: &Bucket) -> Vec<u8> {
     let mut out = start(BUCKET_MAGIC, last, horizon);
     put(&mut out, u64::from(bucket));

@@ -47,6 +47,9 @@ pub(super) enum Failure {
     Connect(#[source] std::io::Error),
     #[error("the exchange failed")]
     Exchange(#[source] hyper::Error),
+    /// The request did not leave.
+    #[error("it is not to be sent any more")]
+    Unwanted,
 }
 
 /// An answer's head has come.
@@ -64,8 +67,14 @@ impl Client {
         Ok(Client { host: webhook.host.clone(), port: webhook.port, tls, idle: Mutex::default() })
     }
 
-    /// Waits for the head of the answer; how long is the caller's to decide. Redirects are answers like others.
-    pub(super) async fn send(&self, request: &Request<()>) -> Result<Answer, Failure> {
+    /// Waits for the head of the answer; how long is the caller's to decide. Redirects are answers like others. A connection may
+    /// take its time, so `may` is asked right before the request leaves; `unwanted` ends the wait for one.
+    pub(super) async fn send(
+        &self,
+        request: &Request<()>,
+        may: impl Fn() -> bool,
+        unwanted: impl Future<Output = ()>,
+    ) -> Result<Answer, Failure> {
         let rebuilt = || {
             let mut fresh = Request::new(Empty::new());
             *fresh.uri_mut() = request.uri().clone();
@@ -78,6 +87,10 @@ impl Client {
             if sender.is_closed() {
                 continue;
             }
+            if !may() {
+                self.idle.lock().push(sender);
+                return Err(Failure::Unwanted);
+            }
             match sender.send_request(rebuilt()).await {
                 Ok(response) => return Ok(Answer { response, sender }),
                 // Closed while it was idle, so the request did not leave: another connection at once.
@@ -85,7 +98,15 @@ impl Client {
                 Err(error) => return Err(Failure::Exchange(error)),
             }
         }
-        let mut sender = self.connect().await?;
+        let mut sender = tokio::select! {
+            biased;
+            () = unwanted => return Err(Failure::Unwanted),
+            sender = self.connect() => sender?,
+        };
+        if !may() {
+            self.idle.lock().push(sender);
+            return Err(Failure::Unwanted);
+        }
         let response = sender.send_request(rebuilt()).await.map_err(Failure::Exchange)?;
         Ok(Answer { response, sender })
     }
@@ -155,4 +176,35 @@ fn authorities(file: Option<&Path>) -> Result<RootCertStore, Error> {
     // Bundles may hold a few that rustls cannot use; only a bundle without any usable one is a mistake.
     store.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok));
     if store.is_empty() { Err(Error::NoAuthorities(path)) } else { Ok(store) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::super::receiver::{Manner, Receiver};
+    use super::*;
+
+    /// Money came, or the lease ended, while the connection was made.
+    #[tokio::test]
+    async fn a_request_that_is_not_wanted_any_more_does_not_leave() {
+        let receiver = Receiver::start(Manner::Answer(200)).await;
+        let client = Client::new(&receiver.webhook, &Config::default()).unwrap();
+        let request = |account| {
+            let request = Request::get(receiver.webhook.path_and_query(account));
+            let request = request.header("host", &receiver.webhook.authority).header("idempotency-key", "k");
+            request.header(super::super::TIMESTAMP, "1").body(()).unwrap()
+        };
+        for _ in 0..2 {
+            let sent = client.send(&request(1), || false, pending()).await;
+            assert!(matches!(sent, Err(Failure::Unwanted)));
+        }
+        // Over the connection that was made for it.
+        let sent = client.send(&request(2), || true, pending()).await;
+        assert_eq!(sent.map(|answer| answer.status()).ok(), Some(StatusCode::OK));
+        let heard: Vec<String> = receiver.heard().into_iter().map(|heard| heard.target).collect();
+        assert_eq!(heard, [receiver.webhook.path_and_query(2)]);
+        let sent = client.send(&request(3), || true, std::future::ready(())).await;
+        assert!(matches!(sent, Err(Failure::Unwanted)), "there was no connection yet");
+    }
 }

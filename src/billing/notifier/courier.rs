@@ -1,7 +1,7 @@
 //! Sends orders until they are answered.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Request, header};
 use parking_lot::Mutex;
@@ -44,6 +44,8 @@ struct Inner {
     config: Config,
     way: Option<Way>,
     places: Arc<Semaphore>,
+    /// What was tried before needs one of these as well, so that some places are always left for what was not.
+    again: Arc<Semaphore>,
     health: Mutex<Health>,
     /// How often the host was well again.
     recoveries: watch::Sender<u64>,
@@ -55,6 +57,15 @@ struct Way {
     webhook: Webhook,
     host: HeaderValue,
     client: Client,
+}
+
+/// What came of one request.
+enum Outcome {
+    /// A 2xx.
+    Taken(Answer),
+    NotTaken,
+    /// It did not leave: money came, or the lease ended.
+    Unwanted,
 }
 
 impl Courier {
@@ -79,10 +90,12 @@ impl Courier {
             }
         };
         let metrics = Metrics::new(registry).map_err(Error::Register)?;
-        let places = Arc::new(Semaphore::new(config.per_host.clamp(1, Semaphore::MAX_PERMITS)));
+        let places = config.per_host.clamp(1, Semaphore::MAX_PERMITS);
+        let again = Arc::new(Semaphore::new((places - places / 4).min(places - 1).max(1)));
+        let places = Arc::new(Semaphore::new(places));
         let health = Mutex::new(Health::new(config.illness, clock::now()));
         let (recoveries, now) = (watch::Sender::new(0), Box::new(now));
-        Ok(Courier(Arc::new(Inner { config, way, places, health, recoveries, metrics, now })))
+        Ok(Courier(Arc::new(Inner { config, way, places, again, health, recoveries, metrics, now })))
     }
 
     /// The outbox of a new owner; None without a webhook, when nobody is told.
@@ -100,15 +113,19 @@ impl Courier {
     pub async fn dispatch(self, outbox: Outbox, may_send: MaySend, done: mpsc::Sender<FollowUp>) {
         let mut sending = JoinSet::new();
         let mut recoveries = self.0.recoveries.subscribe();
+        let mut again: Option<OwnedSemaphorePermit> = None;
         loop {
-            if outbox.wants_refill() && done.send(FollowUp::Refill).await.is_err() {
+            if outbox.wants_refill(clock::now()) && done.send(FollowUp::Refill).await.is_err() {
                 return;
             }
             let due = outbox.next_due();
-            let until_due = async {
-                match due {
-                    Some(due) => tokio::time::sleep_until(due.into()).await,
-                    None => std::future::pending().await,
+            again = again.filter(|_| due.again.is_some_and(|due| due <= clock::now()));
+            let needs_place = again.is_none();
+            let until_again = async {
+                until(due.again).await;
+                match needs_place {
+                    true => Arc::clone(&self.0.again).acquire_owned().await.ok(),
+                    false => None,
                 }
             };
             tokio::select! {
@@ -118,17 +135,21 @@ impl Courier {
                     outbox.hasten(clock::now(), CATCH_UP);
                     continue;
                 }
-                () = until_due => {}
+                () = until(due.refill) => continue,
+                () = until(due.first) => {}
+                place = until_again => again = again.or(place),
             }
             let Ok(place) = Arc::clone(&self.0.places).acquire_owned().await else { return };
             if !may_send() {
                 return;
             }
             // Money may have come for it while there was no place.
-            if let Some(letter) = outbox.take(clock::now()) {
+            if let Some(letter) = outbox.take(clock::now(), again.is_some()) {
+                let places = (place, again.take_if(|_| letter.tries > 0));
                 let (courier, outbox, may_send, done) =
                     (self.clone(), outbox.clone(), Arc::clone(&may_send), done.clone());
-                sending.spawn(async move { courier.deliver(letter, place, &outbox, &may_send, &done).await });
+                sending
+                    .spawn(async move { courier.deliver(letter, places, &outbox, &may_send, &done).await });
             }
         }
     }
@@ -136,7 +157,7 @@ impl Courier {
     async fn deliver(
         &self,
         letter: Letter,
-        _place: OwnedSemaphorePermit,
+        _places: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
         outbox: &Outbox,
         may_send: &MaySend,
         done: &mpsc::Sender<FollowUp>,
@@ -146,8 +167,9 @@ impl Courier {
             return;
         }
         let recoveries = *self.0.recoveries.borrow();
-        match self.ask(way, &letter).await {
-            Some(answer) => {
+        match self.ask(way, &letter, outbox, may_send).await {
+            Outcome::Unwanted => {}
+            Outcome::Taken(answer) => {
                 if self.0.health.lock().succeeded(clock::now()) {
                     tracing::info!("the webhook answers again, what waits for it is sent");
                     self.0.recoveries.send_modify(|count| *count += 1);
@@ -160,7 +182,7 @@ impl Courier {
                 let _ = done.send(FollowUp::Delivered { account, version, at }).await;
                 drop(timeout(CONTENT_TIMEOUT, way.client.finish(answer)).await);
             }
-            None => {
+            Outcome::NotTaken => {
                 self.0.health.lock().failed();
                 let wait = match *self.0.recoveries.borrow() == recoveries {
                     true => self.0.config.retry.delay(letter.tries, fastrand::f64()),
@@ -172,21 +194,26 @@ impl Courier {
         }
     }
 
-    /// Some if the answer is a 2xx.
-    async fn ask(&self, way: &Way, letter: &Letter) -> Option<Answer> {
+    async fn ask(&self, way: &Way, letter: &Letter, outbox: &Outbox, may_send: &MaySend) -> Outcome {
         let metrics = &self.0.metrics;
-        if letter.tries > 0 {
-            metrics.retries.inc();
-        }
-        let request = self.request(way, letter)?;
+        let Some(request) = self.request(way, letter) else { return Outcome::NotTaken };
         let log = |why: &dyn std::fmt::Display| {
             let Letter { account, version, tries, .. } = letter;
             tracing::debug!(account, version, tries, %why, "an order was not taken and will be sent again");
         };
-        match timeout(self.0.config.timeout, way.client.send(&request)).await {
+        let may = || may_send() && outbox.is_wanted(letter);
+        let sent = way.client.send(&request, may, outbox.unwanted(letter));
+        let sent = timeout(self.0.config.timeout, sent).await;
+        if matches!(sent, Ok(Err(Failure::Unwanted))) {
+            return Outcome::Unwanted;
+        }
+        if letter.tries > 0 {
+            metrics.retries.inc();
+        }
+        match sent {
             Ok(Ok(answer)) if answer.status().is_success() => {
                 metrics.answered.inc();
-                return Some(answer);
+                return Outcome::Taken(answer);
             }
             Ok(Ok(answer)) => {
                 metrics.refused.inc();
@@ -202,7 +229,7 @@ impl Courier {
                 log(&"no answer in time");
             }
         }
-        None
+        Outcome::NotTaken
     }
 
     /// None never happens: every part is made of digits, or was checked as a URL.
@@ -222,6 +249,13 @@ impl Courier {
     }
 }
 
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn causes(failure: &Failure) -> String {
     let mut text = failure.to_string();
     let mut error: &dyn std::error::Error = failure;
@@ -230,4 +264,37 @@ fn causes(failure: &Failure) -> String {
         error = source;
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::receiver::{Manner, Receiver};
+    use super::*;
+    use crate::billing::domain::{Order, Velocity};
+
+    /// Orders that are refused for ever and hang do not hold every place.
+    #[tokio::test]
+    async fn a_first_try_finds_a_place_among_many_others() {
+        let receiver = Receiver::start(Manner::Hang).await;
+        let config = Config {
+            webhook: Some(receiver.webhook.clone()),
+            per_host: 4,
+            timeout: Duration::from_secs(3600),
+            ..Config::default()
+        };
+        let courier = Courier::new(config, &Registry::new(), || Micros::ZERO).unwrap();
+        let outbox = courier.outbox().unwrap();
+        let order = |account| {
+            let depleted_at = Micros::new(account);
+            Order { account, version: 1, depleted_at, velocity: Velocity::ZERO }
+        };
+        outbox.refill((1..=9).map(order), clock::now());
+        let (done, _follow_ups) = mpsc::channel(1);
+        let dispatcher = tokio::spawn(courier.dispatch(outbox.clone(), Arc::new(|| true), done));
+        receiver.wait_for(|heard| heard.len() == 3).await;
+        outbox.add([order(10)], clock::now());
+        let heard = receiver.wait_for(|heard| heard.len() > 3).await;
+        assert_eq!(heard[3].key, "10-1");
+        dispatcher.abort();
+    }
 }

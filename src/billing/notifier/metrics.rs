@@ -31,7 +31,7 @@ impl Metrics {
         registry.register(Box::new(attempts.clone()))?;
         let retries = IntCounter::new(
             "forefront_billing_order_retries_total",
-            "Requests to the webhook that were not the first",
+            "Requests to the webhook that were not the first, or may not be after a change of owner",
         )?;
         registry.register(Box::new(retries.clone()))?;
         let cancelled = IntCounter::new(

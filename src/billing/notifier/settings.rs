@@ -23,11 +23,11 @@ pub struct Config {
     /// From the connection to the head of the answer. Default 5 s: machines are switched off by an API that answers in
     /// well under a second; a hanging one must not hold a place for long.
     pub timeout: Duration,
-    /// Requests under way at once to the webhook's host, of all shards of this node. Default 64: 10,000 orders at 20 ms
-    /// each take 3 s, and no receiver is run over.
+    /// Requests under way at once to the webhook's host, of all shards of this node; a quarter of them only for orders that
+    /// were not tried yet. Default 64: 10,000 orders at 20 ms each take 3 s, and no receiver is run over.
     pub per_host: usize,
     /// Orders held in memory, for each shard, at about 100 bytes. What is beyond stays in the state and is fetched from there
-    /// when half of the queue is empty. Default 100,000.
+    /// when half of the queue is empty, or now and then while it is full of what is refused. Default 100,000.
     pub queue: usize,
     /// Between tries of one order. Default 100 ms to 30 s.
     pub retry: Backoff,

@@ -23,7 +23,8 @@ struct Shared {
     queue: Mutex<Queue>,
     queue_lines: usize,
     chunk_lines: usize,
-    linger: Duration,
+    /// Lines that are enough to go on with, and how long to wait for them; one after the other.
+    lingers: [(usize, Duration); 2],
     /// There is something to take, or to notice.
     arrived: Notify,
     /// No use to wait for more.
@@ -86,7 +87,7 @@ impl Feed {
             queue: Mutex::new(queue),
             queue_lines: config.queue_lines.max(1),
             chunk_lines: config.chunk_lines.max(1),
-            linger: config.linger,
+            lingers: [(config.chunk_lines.max(1), config.linger), (config.few_lines, config.linger_few)],
             arrived: Notify::new(),
             urgent: Notify::new(),
             readers: AtomicUsize::new(0),
@@ -243,9 +244,14 @@ impl Feed {
                 shared.arrived.notified().await;
                 continue;
             }
-            if lines < shared.chunk_lines && !self.is_urgent() {
-                // Either way it is time.
-                let _ = timeout(shared.linger, shared.urgent.notified()).await;
+            for (enough, linger) in &shared.lingers {
+                let lines = shared.queue.lock().lines;
+                if lines >= *enough
+                    || self.is_urgent()
+                    || timeout(*linger, shared.urgent.notified()).await.is_ok()
+                {
+                    break;
+                }
             }
             if let Some(taken) = shared.queue.lock().pop(projected, shared.chunk_lines) {
                 return taken;

@@ -13,6 +13,9 @@ pub struct Config {
     pub chunk_lines: usize,
     /// How long lines wait for others to be written with. Default 1 s; nothing, if somebody asks for a history.
     pub linger: Duration,
+    /// And this much longer as long as there are fewer: a page is not worth its place for one line. Default 8192 and 4 s.
+    pub few_lines: usize,
+    pub linger_few: Duration,
     /// How long the owner that leaves waits for what is queued. Default 500 ms: the next owner then need not derive it.
     pub drain: Duration,
     /// How long a history waits for what was acknowledged before it was asked for. Default 1 s.
@@ -30,6 +33,8 @@ impl Default for Config {
             queue_lines: 262_144,
             chunk_lines: 65_536,
             linger: Duration::from_secs(1),
+            few_lines: 8192,
+            linger_few: Duration::from_secs(4),
             drain: Duration::from_millis(500),
             patience: Duration::from_secs(1),
             sweep_every: Duration::from_secs(3600),

@@ -41,6 +41,9 @@ const FOLLOW_UPS: usize = 1024;
 const ERRANDS: usize = 64;
 /// Between tries while the journal does not answer.
 const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(1) };
+/// How long a node that has a lease goes on trying to read what it needs to serve, once that failed. Beyond a lost connection;
+/// then somebody else may have the shard.
+const UNREADY_MAX: Duration = Duration::from_secs(3);
 /// A lease that is about to end is asked for right after its end.
 const BEHIND_THE_END: Duration = Duration::from_millis(5);
 /// Between looks at a shard that changes hands: as long as its requests wait here.
@@ -70,6 +73,19 @@ enum Next {
     Closed,
     /// Corrupt, or settings that do not fit.
     GivenUp(Error),
+}
+
+/// Why a shard is not served although its lease is this node's.
+enum Unready {
+    Stopped(Stopped),
+    /// The journal does not give what is needed. Another node may come to it.
+    Later(Error),
+}
+
+impl From<Stopped> for Unready {
+    fn from(stopped: Stopped) -> Unready {
+        Unready::Stopped(stopped)
+    }
 }
 
 impl<B: Backend> Life<B> {
@@ -146,7 +162,7 @@ impl<B: Backend> Life<B> {
         match acquired {
             Ok(Acquisition::Acquired(acquired)) => {
                 let tenure = Arc::new(Tenure::new(&acquired, *lease, from));
-                let (next, replica) = self.own(replica, &acquired, tenure).await;
+                let (next, replica) = self.own(replica, &acquired, tenure).await?;
                 *kept = replica;
                 Ok(next)
             }
@@ -189,8 +205,13 @@ impl<B: Backend> Life<B> {
         });
     }
 
-    /// From the lease to its end.
-    async fn own(&self, replica: Replica, acquired: &Lease, tenure: Arc<Tenure>) -> (Next, Option<Replica>) {
+    /// From the lease to its end. Fails if the journal gives leases and not what is needed to serve.
+    async fn own(
+        &self,
+        replica: Replica,
+        acquired: &Lease,
+        tenure: Arc<Tenure>,
+    ) -> Result<(Next, Option<Replica>), Error> {
         let Lease { shard, epoch, seq, .. } = *acquired;
         self.metrics.leases_acquired.inc();
         self.seat.gauges.lag.set(0);
@@ -204,17 +225,22 @@ impl<B: Backend> Life<B> {
         });
         let ready = tokio::select! {
             ready = self.get_ready(replica, seq, &tenure) => ready,
-            () = tenure.ended() => Err(Stopped::TenureOver),
+            () = tenure.ended() => Err(Unready::Stopped(Stopped::TenureOver)),
         };
         let replica = match ready {
             Ok(replica) => replica,
-            Err(Stopped::TenureOver) => {
+            Err(Unready::Stopped(Stopped::TenureOver)) => {
                 self.metrics.leases_lost.inc();
-                return (Next::Wait(Duration::ZERO), None);
+                return Ok((Next::Wait(Duration::ZERO), None));
             }
-            Err(Stopped::Broken(error)) => {
+            Err(Unready::Stopped(Stopped::Broken(error))) => {
                 self.release(&tenure, None).await;
-                return (Next::GivenUp(error), None);
+                return Ok((Next::GivenUp(error), None));
+            }
+            Err(Unready::Later(error)) => {
+                beside.shutdown().await;
+                self.release(&tenure, None).await;
+                return Err(error);
             }
         };
         tracing::info!(shard, epoch, seq = replica.seq, "this node owns the shard");
@@ -225,7 +251,7 @@ impl<B: Backend> Life<B> {
             feed.close();
             let _ = timeout(self.config.projection.drain, feed.ended()).await;
         }
-        match why {
+        Ok(match why {
             Leaving::TenureOver => {
                 self.metrics.leases_lost.inc();
                 tenure.end();
@@ -252,7 +278,7 @@ impl<B: Backend> Life<B> {
                 drop(reply.send(if released { Ok(()) } else { Err(Failure::Unknown) }));
                 (Next::Soon, replica)
             }
-        }
+        })
     }
 
     /// The node may take the shard now. If it hears nothing of it, it finds out at its next poll.
@@ -269,8 +295,9 @@ impl<B: Backend> Life<B> {
     }
 
     /// The replica at the end of the journal; of a shard that never had a batch, with its buckets.
-    async fn get_ready(&self, replica: Replica, seq: u64, tenure: &Tenure) -> Result<Replica, Stopped> {
+    async fn get_ready(&self, replica: Replica, seq: u64, tenure: &Tenure) -> Result<Replica, Unready> {
         let mut kept = Some(replica);
+        let mut until = None;
         let mut failures = 0;
         let mut replica = loop {
             let replica = match kept.take() {
@@ -283,14 +310,19 @@ impl<B: Backend> Life<B> {
             };
             match ready {
                 Ok(replica) => break replica,
+                Err(error @ Error::Unavailable { .. })
+                    if clock::now() >= *until.get_or_insert(clock::now() + UNREADY_MAX) =>
+                {
+                    return Err(Unready::Later(error));
+                }
                 Err(Error::Unavailable { step, source }) => {
                     tracing::debug!(shard = tenure.shard, step, %source, "the journal could not be read yet");
                     self.metrics.retries_follow.inc();
                     tokio::time::sleep(RETRY.delay(failures, fastrand::f64())).await;
                     failures = failures.saturating_add(1);
                 }
-                Err(Error::Fenced { .. }) => return Err(Stopped::TenureOver),
-                Err(error) => return Err(Stopped::Broken(error)),
+                Err(Error::Fenced { .. }) => return Err(Stopped::TenureOver.into()),
+                Err(error) => return Err(Stopped::Broken(error).into()),
             }
         };
         if replica.seq == 0 {
@@ -302,10 +334,11 @@ impl<B: Backend> Life<B> {
     /// The first batch of a shard says which buckets it begins with, so that a replay needs nothing but the journal. None, if it
     /// was added later: then its first batch is a bucket that is moved there. (The map cannot have changed before: a bucket is
     /// set to a shard after a batch of it, and from one after another.)
-    async fn adopt_first_buckets(&self, replica: &mut Replica, tenure: &Tenure) -> Result<(), Stopped> {
+    async fn adopt_first_buckets(&self, replica: &mut Replica, tenure: &Tenure) -> Result<(), Unready> {
         let map = self.backend.bucket_map().await.map_err(|error| match error {
-            Error::Unavailable { .. } | Error::Unknown { .. } => Stopped::TenureOver,
-            error => Stopped::Broken(error),
+            // It is in the first replica set, and this shard may be in another.
+            Error::Unavailable { .. } | Error::Unknown { .. } => Unready::Later(error),
+            error => Stopped::Broken(error).into(),
         })?;
         let own = (0..domain::BUCKETS).zip(&map.shards).filter(|(_, shard)| **shard == tenure.shard);
         let adopt = own.map(|(bucket, _)| {

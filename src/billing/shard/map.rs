@@ -100,7 +100,7 @@ impl Map {
     /// `may` says whether the caller is still the one to do it: its lease lasts, and the bucket has not come back. It is asked
     /// after the map was read and before it is set, and the journal refuses a change that is not of the map as it was read.
     /// So a caller that was stopped in between, for however long, changes nothing that came after its time. One that may not
-    /// goes on asking, for a lease may turn out to last; whoever calls this ends it.
+    /// any more goes on asking, in vain; whoever calls this ends it.
     pub async fn set<B: Backend>(
         &self,
         backend: &B,

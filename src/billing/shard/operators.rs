@@ -1,9 +1,11 @@
 //! What operators and other nodes ask of the shards of this node: to move buckets, and to give shards away.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -13,7 +15,7 @@ use super::{Failure, Unmovable, spread};
 use crate::billing::domain::{Assignment, BUCKETS};
 use crate::clock;
 
-/// For the bucket map to be read; a journal that takes longer has other worries.
+/// For the bucket map to be read, and for leases; a journal that takes longer has other worries.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Router {
@@ -30,11 +32,22 @@ impl Router {
         self.seat_of(from)?.have_done(self.0.config.answer_timeout, errand).await
     }
 
-    /// A bucket was not where this node thought: its map is read again, which takes a moment.
-    pub async fn look_again(&self) {
+    /// The node at `advertise` does not have these buckets, as this one thought: their map is read again, and then their
+    /// shards' leases, until they are somebody else's. Two seconds at most.
+    pub async fn look_again(&self, buckets: &[u16], advertise: &str) {
         if let Err(failure) = self.map_version().await {
             tracing::debug!(%failure, "the bucket map could not be read in time");
         }
+        let shards: BTreeSet<u32> =
+            buckets.iter().filter_map(|bucket| self.0.map.shard_of(*bucket)).collect();
+        let left =
+            join_all(shards.into_iter().filter_map(|shard| self.seat_of(shard).ok()).map(async |seat| {
+                if seat.is_at(advertise) {
+                    seat.poke();
+                    seat.left(advertise).await;
+                }
+            }));
+        let _ = timeout(LOOK_TIMEOUT, left).await;
     }
 
     /// Of the bucket map, as the journal has it: larger whenever a bucket has moved.
@@ -84,9 +97,9 @@ impl Router {
         seat.is_here()?;
         let mut gave = gave.try_lock().map_err(|_| busy())?;
         let owners = spread::owners(seats, config, wall).ok_or_else(busy)?;
-        let wanted = spread::wanted(owners.iter().map(|(node, _)| node.as_str()), to, |_| true);
+        let owners: Vec<&str> = owners.iter().map(|(node, _)| node.as_str()).collect();
         let lately = gave.is_some_and(|gave| clock::now() < gave + config.spread);
-        if lately || !wanted.contains(&shard) {
+        if lately || !spread::is_worth_giving(&owners, shard, to) {
             return Err(busy());
         }
         *gave = Some(clock::now());

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
@@ -101,6 +101,7 @@ pub struct Owner<B> {
     forgetting: Forgetting,
     accounts: i64,
     told_behind: bool,
+    told_ahead: bool,
     listings: Arc<Semaphore>,
     /// Snapshots; dropped with the owner.
     beside: JoinSet<()>,
@@ -159,6 +160,7 @@ impl<B: Backend> Owner<B> {
             doubtful: false,
             rebuilt: None,
             told_behind: false,
+            told_ahead: false,
             listings: Arc::new(Semaphore::new(LISTINGS_MAX)),
             beside: JoinSet::new(),
             inbox: Vec::new(),
@@ -186,12 +188,18 @@ impl<B: Backend> Owner<B> {
     /// Until there is work; takes it.
     async fn wait(&mut self) -> Result<(), Leaving> {
         let now = self.now();
-        let due = self.timers.next().into_iter().chain(self.forgetting.next()).min();
+        let (due, forgetting_due) = (self.timers.next(), self.forgetting.next());
         let Office { wall, tenure, closing, .. } = &self.office;
         let until_due = async {
             match due {
                 Some(due) if due <= now => {}
                 Some(due) => wall.until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        let until_forgetting = async {
+            match forgetting_due {
+                Some(due) => sleep_until(due.into()).await,
                 None => std::future::pending().await,
             }
         };
@@ -217,6 +225,7 @@ impl<B: Backend> Owner<B> {
             }
             1.. = requests.recv_many(&mut self.inbox, limit) => {}
             () = until_due => {}
+            () = until_forgetting => {}
         }
         while self.inbox.len() < limit
             && let Ok(request) = requests.try_recv()
@@ -374,8 +383,10 @@ impl<B: Backend> Owner<B> {
     }
 
     fn forget(&mut self, turn: &mut Turn) {
-        if let Some(before) = self.forgetting.due(&self.state, turn.at, !turn.commands.is_empty()) {
+        let busy = !turn.commands.is_empty();
+        if let Some(before) = self.forgetting.due(&self.state, turn.at, clock::now(), busy) {
             self.apply(Command::Forget { before }, turn);
+            self.forgetting.count(&self.state);
         }
     }
 

@@ -297,24 +297,33 @@ impl Router {
         }
     }
 
-    /// Accounts of shards this node owns, by id, above `after`. Each call looks at every account. `Busy` while a bucket of
-    /// theirs is on its way, rather than leave its accounts out; whoever puts together what several nodes tell compares
-    /// [`Router::map_version`] before and after as well.
-    pub async fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
-        let result = self.list_owned(after, limit).await;
+    /// Accounts of these shards, by id, above `after`. Each call looks at every account. `Busy` or `Elsewhere` if one is not this
+    /// node's, and `Busy` while a bucket of theirs is on its way, rather than leave its accounts out; whoever puts together what
+    /// several nodes tell compares [`Router::map_version`] before and after as well.
+    pub async fn list(
+        &self,
+        shards: &[u32],
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Account>, Failure> {
+        let result = self.list_owned(shards, after, limit).await;
         self.0.metrics.operation(Procedure::List, Outcome::of(&result));
         result
     }
 
-    async fn list_owned(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
+    async fn list_owned(
+        &self,
+        shards: &[u32],
+        after: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Account>, Failure> {
         let mut waiting = Vec::new();
-        for seat in self.0.seats.iter() {
+        for seat in shards.iter().map(|shard| self.0.seats.get(*shard as usize)) {
+            let seat = seat.ok_or_else(busy)?;
             seat.is_worth_a_try(&seat.standing()).await;
-            if matches!(&*seat.standing(), Standing::Own { .. }) {
-                let (reply, answer) = oneshot::channel();
-                seat.hand_in(Request::List { after, limit, reply })?;
-                waiting.push(answer);
-            }
+            let (reply, answer) = oneshot::channel();
+            seat.hand_in(Request::List { after, limit, reply })?;
+            waiting.push(answer);
         }
         let mut accounts = Vec::new();
         for answer in waiting {

@@ -282,8 +282,12 @@ impl Seat {
 
     /// Resolves once it has an owner, and that is not at this address.
     pub async fn left(&self, address: &str) {
-        let is_there = || matches!(&**self.standing.load(), Standing::Elsewhere { advertise, .. } if advertise == address);
-        self.comes_to(|| self.is_owned() && !is_there()).await;
+        self.comes_to(|| self.is_owned() && !self.is_at(address)).await;
+    }
+
+    /// Is it another node's at this address, as far as this one heard last?
+    pub fn is_at(&self, address: &str) -> bool {
+        matches!(&**self.standing.load(), Standing::Elsewhere { advertise, .. } if advertise == address)
     }
 
     async fn comes_to(&self, there: impl Fn() -> bool) {

@@ -128,6 +128,13 @@ pub fn wanted<'n>(owners: impl Iterator<Item = &'n str>, me: &str, may: impl Fn(
     theirs.find(|theirs: &Vec<u32>| !theirs.is_empty()).unwrap_or_default()
 }
 
+/// Does it bring the nodes nearer to each other if this shard goes to `to`? Its owner need not have the most: whoever asks may be
+/// too far behind the journal of those.
+pub fn is_worth_giving(owners: &[&str], shard: u32, to: &str) -> bool {
+    let count = |node: &str| owners.iter().filter(|owner| **owner == node).count();
+    owners.get(shard as usize).is_some_and(|owner| count(owner) >= count(to) + 2)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +156,20 @@ mod tests {
         );
         assert_eq!(wanted("me me", &[0, 1]), [0u32; 0]);
         assert_eq!(wanted("a", &[0]), [0u32; 0]);
+    }
+
+    #[test]
+    fn who_has_two_more_gives_also_if_another_has_the_most() {
+        let owners = ["a", "b", "a", "b", "a", "b", "a", "c"];
+        let given = |to| (0..9).filter(|shard| is_worth_giving(&owners, *shard, to)).collect::<Vec<_>>();
+        assert_eq!(given("me"), [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(given("c"), [0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!(given("b"), [0u32; 0]);
+        // Whatever is asked for is given, if both know the same.
+        let known = |shard| shard % 2 == 1;
+        let wanted = wanted(owners.into_iter(), "me", known);
+        assert_eq!(wanted, [1, 3, 5], "of the second, whose shards are known");
+        assert!(wanted.iter().all(|shard| is_worth_giving(&owners, *shard, "me")));
     }
 
     proptest! {

@@ -31,9 +31,13 @@ impl Tenure {
         Tenure { shard, epoch, lease, began: from, ends_us, over: CancellationToken::new() }
     }
 
-    /// Right now. Looks at the clock, so it is also true of a process that was stopped and goes on.
+    /// Right now. Looks at the clock, so it is also true of a process that was stopped and goes on. Whoever is told that it is
+    /// over leaves for good, so then it is over for everybody, whatever a late renewal says.
     pub fn holds(&self) -> bool {
-        !self.over.is_cancelled() && clock::now() < self.deadline()
+        if !self.over.is_cancelled() && clock::now() >= self.deadline() {
+            self.end();
+        }
+        !self.over.is_cancelled()
     }
 
     pub fn deadline(&self) -> Instant {
@@ -65,6 +69,8 @@ impl Tenure {
             let from = clock::now();
             let answer_by = self.deadline().min(from + third);
             match timeout_at(answer_by.into(), backend.renew(self.shard, self.epoch, self.lease)).await {
+                // Too late: the next look at the clock ends it.
+                Ok(Ok(_)) if !self.holds() => next = from,
                 Ok(Ok(_)) => {
                     self.ends_us.store((from + self.lease - self.began).as_micros() as u64, SeqCst);
                     next = from + third;
@@ -84,5 +90,24 @@ impl Tenure {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tenure_that_was_over_stays_so() {
+        let (node, expires_in) = ("a".to_owned(), Duration::from_secs(4));
+        let lease = Lease { shard: 0, epoch: 1, seq: 0, node, advertise: "a:1".to_owned(), expires_in };
+        let tenure = Tenure::new(&lease, expires_in, clock::now());
+        assert!(tenure.holds());
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert!(!tenure.holds());
+        // As a renewal does that was under way.
+        tenure.ends_us.store(8_000_000, SeqCst);
+        assert!(!tenure.holds());
+        tenure.ended().await;
     }
 }

@@ -44,14 +44,15 @@ impl<S: Shards> Desk<S> {
             let Some((bucket, problem)) = worst(failed) else { return Ok(()) };
             let again = match problem.kind {
                 Kind::Busy => Instant::now() + PAUSE < until,
-                Kind::Loop => looks > 0,
+                Kind::Loop => looks > 0 && Instant::now() + PAUSE < until,
                 _ => false,
             };
             if !again {
                 return Err(told(buckets.len() - left.len(), buckets.len(), bucket, problem, untouched));
             }
             looks -= usize::from(problem.kind == Kind::Loop);
-            self.shards.look_again().await;
+            // Where they are now; if that cannot be read, whoever is asked says so.
+            let _ = self.shards.map_version().await;
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -80,7 +81,11 @@ impl<S: Shards> Desk<S> {
             left.push(bucket);
         }
         let away = away.into_iter().map(|(advertise, theirs)| async move {
-            (theirs.clone(), self.peers.move_buckets(&advertise, theirs, to).await)
+            let moved = self.peers.move_buckets(&advertise, theirs.clone(), to).await;
+            if moved.as_ref().is_err_and(|problem| problem.kind == Kind::Loop) {
+                self.shards.look_again(&theirs, &advertise).await;
+            }
+            (theirs, moved)
         });
         for (theirs, result) in join_all(away).await {
             if let (Err(problem), Some(first)) = (result, theirs.first()) {

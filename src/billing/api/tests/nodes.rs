@@ -148,3 +148,50 @@ async fn two_nodes_spread_shards_and_move_buckets_under_load() {
     }
     println!("{} buckets were moved {} times under load", buckets.len(), 2 * moves);
 }
+
+/// Whoever is asked while shards change hands tells of all accounts, or that it cannot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listing_leaves_no_shard_out_while_shards_change_hands() {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = journal(directory.path()).await;
+    let first = node("a", journal.clone()).await;
+    let client = reqwest::Client::new();
+    Both { addresses: [first, first], client: client.clone() }.has("a", 3).await;
+    let both = Arc::new(Both { addresses: [first, node("b", journal).await], client });
+    both.has("b", 1).await;
+    for id in 0..ACCOUNTS {
+        both.insist(0, "accounts", "create", &json!({ "id": id, "balance": 1, "velocity": 0 })).await;
+    }
+    // The last goes to b and the first to a, so that neither is unknown; the other one to and fro.
+    for (shard, to) in [(2, "b"), (0, "a")] {
+        both.insist(0, "cluster/hand_over", "k", &json!({ "shard": shard, "to": to })).await;
+    }
+    let (done, mut whole) = (CancellationToken::new(), 0);
+    let handing = tokio::spawn({
+        let (both, done) = (Arc::clone(&both), done.clone());
+        async move {
+            for to in ["a", "b"].into_iter().cycle().take_while(|_| !done.is_cancelled()) {
+                both.insist(0, "cluster/hand_over", "k", &json!({ "shard": 1, "to": to })).await;
+            }
+        }
+    });
+    let listed = async {
+        while whole < 200 {
+            for address in both.addresses {
+                let url = format!("http://{address}/billing/v1/accounts");
+                let answer = both.client.get(url).send().await.unwrap();
+                match answer.status().as_u16() {
+                    200 => {
+                        let page: Value = answer.json().await.unwrap();
+                        assert_eq!(page["accounts"].as_array().unwrap().len() as u64, ACCOUNTS, "{page}");
+                        whole += 1;
+                    }
+                    status => assert_eq!(status, 503),
+                }
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(120), listed).await.expect("nothing is told any more");
+    done.cancel();
+    handing.await.unwrap();
+}

@@ -29,6 +29,9 @@ use address::Address;
 use replica_set::ReplicaSet;
 use schema::Place;
 
+/// Versions of the bucket map that stay beside the newest, for somebody to look at.
+const KEPT_MAPS: u64 = 10;
+
 /// Cheap to clone: clones share the connections.
 #[derive(Clone)]
 pub struct Postgres {
@@ -110,7 +113,18 @@ impl Postgres {
             on conflict (version) do nothing returning version";
         let step = "setting the bucket map";
         let rows = self.inner.sets[0].write(step, sql, &[&signed(map.version)?, &shards]).await?;
-        Ok(!rows.is_empty())
+        if rows.is_empty() {
+            return Ok(false);
+        }
+        // The map is set, whatever comes of this; the next one deletes what is left.
+        let step = "deleting old bucket maps";
+        let below = signed(map.version.saturating_sub(KEPT_MAPS))?;
+        if let Err(error) =
+            self.inner.sets[0].write(step, "delete from bucket where version < $1", &[&below]).await
+        {
+            tracing::debug!(%error, "old bucket maps are deleted later");
+        }
+        Ok(true)
     }
 }
 

@@ -31,7 +31,7 @@ const FIRST: &[&str] = &[
     "create table if not exists snapshot_part (
         shard bigint not null, seq bigint not null, epoch bigint not null, part bigint not null,
         payload bytea not null, primary key (shard, seq, epoch, part))",
-    // All versions of the bucket map: to set one is to insert it. Only in the first replica set.
+    // The last versions of the bucket map: to set one is to insert it. Only in the first replica set.
     "create table if not exists bucket (version bigint not null primary key, shards bigint[] not null)",
     "create table if not exists forefront_schema (
         version bigint not null primary key, replica_sets bigint not null, replica_set bigint not null)",

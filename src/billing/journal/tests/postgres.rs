@@ -402,3 +402,16 @@ async fn a_damaged_snapshot_is_told() {
         assert!(matches!(found, Err(Error::Corrupt { shard: 0, seq: 1, .. })), "{damage}: {found:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_bucket_maps_are_deleted() {
+    let (_, journal, other) = opened(QUICK).await;
+    let mut map = journal.bucket_map().await.unwrap();
+    for _ in 0..30 {
+        map.version += 1;
+        assert!(journal.set_bucket_map(&map).await.unwrap());
+    }
+    let range = other.query_one("select min(version), max(version) from bucket", &[]).await.unwrap();
+    assert_eq!((range.get::<_, i64>(0), range.get::<_, i64>(1)), (21, 31));
+    assert_eq!(journal.bucket_map().await.unwrap(), map);
+}

@@ -43,7 +43,8 @@ use on_both_engines;
 
 /// Small, so that chunks, queues and snapshots end within a test.
 fn config() -> Config {
-    Config { queue_lines: 60, chunk_lines: 16, linger: Duration::from_millis(2), ..Config::default() }
+    let (linger, linger_few) = (Duration::from_millis(2), Duration::ZERO);
+    Config { queue_lines: 60, chunk_lines: 16, linger, linger_few, ..Config::default() }
 }
 
 async fn acquire(journal: &Journal, shard: u32) -> u64 {

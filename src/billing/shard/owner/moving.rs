@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::task::{JoinError, JoinSet};
@@ -19,8 +20,11 @@ use super::super::{Failure, Unmovable};
 use super::{Owner, Turn};
 use crate::billing::domain::{Command, Outgoing, Refusal, Reply};
 
-/// Buckets of one shard on their way at once. Each has its image in memory; and while one commits, the next ones travel.
+/// Buckets of one shard on their way to another at once: a shard without an owner holds up no other. Each has its image in
+/// memory; and while one commits, the next ones travel.
 const UNDER_WAY_MAX: usize = 8;
+/// How far the time of a bucket that comes may be ahead of the clock. Synchronised clocks differ by milliseconds.
+const AHEAD_MAX: Duration = Duration::from_secs(5);
 /// Callers that wait for the same bucket.
 const WAITING_MAX: usize = 16;
 
@@ -181,15 +185,21 @@ impl<B: Backend> Owner<B> {
             return Ok(None);
         }
         let under_way = &self.departures.under_way;
-        if under_way.contains_key(&bucket) || under_way.len() >= UNDER_WAY_MAX {
+        let others = under_way.values().filter(|departure| departure.to == to);
+        if under_way.contains_key(&bucket) || others.count() >= UNDER_WAY_MAX {
             return Err(busy());
         }
-        let bytes = self.state.image_bytes_max(bucket).unwrap_or_default();
-        if bytes > self.office.config.image_bytes_max {
-            return Err(Unmovable::TooLarge { bytes }.into());
-        }
+        self.fits(bucket)?;
         self.departures.transfer.reaches(to)?;
         Ok(Some(generation))
+    }
+
+    fn fits(&self, bucket: u16) -> Result<(), Failure> {
+        let bytes = self.state.image_bytes_max(bucket).unwrap_or_default();
+        match bytes > self.office.config.image_bytes_max {
+            true => Err(Unmovable::TooLarge { bytes }.into()),
+            false => Ok(()),
+        }
     }
 
     fn release(&mut self, bucket: u16, generation: u64, is_own: bool, turn: &mut Turn) {
@@ -197,6 +207,10 @@ impl<B: Backend> Owner<B> {
         let to = departure.to;
         if !is_own || self.state.generation(bucket) != Some(generation) {
             return self.departures.end(bucket, &Err(busy()));
+        }
+        // It may have grown since, and what is released must be taken.
+        if let Err(failure) = self.fits(bucket) {
+            return self.departures.end(bucket, &Err(failure));
         }
         self.apply(Command::Release { bucket, to, generation: generation + 1 }, turn);
         turn.released.push(bucket);
@@ -211,11 +225,33 @@ impl<B: Backend> Owner<B> {
         }
     }
 
+    /// The shard's time would follow that of the bucket, and all its accounts would be charged for what has not passed.
+    /// Whoever sends it does so again, until the clock has come there.
+    fn is_ahead(&mut self, bucket: u16, image: &[u8]) -> bool {
+        let now = self.office.wall.now().max(self.state.last());
+        let ahead = Outgoing::last_of_image(image).map_or(0, |last| last.since(now));
+        let ahead = Duration::from_micros(ahead);
+        if ahead > AHEAD_MAX && !self.told_ahead {
+            let shard = self.office.tenure.shard;
+            tracing::error!(
+                shard,
+                bucket,
+                ?ahead,
+                "a bucket comes from a shard whose clock was ahead, it waits outside; clocks must be synchronised"
+            );
+        }
+        self.told_ahead = ahead > AHEAD_MAX;
+        ahead > AHEAD_MAX
+    }
+
     /// Its timers run here from now on, and its orders leave here once this is durable.
     fn adopt(&mut self, generation: u64, image: Box<[u8]>, turn: &mut Turn) -> Answer {
         let Some(bucket) = Outgoing::bucket_of_image(&image) else {
             return Err(Refusal::BadBucket.into());
         };
+        if generation > self.state.seen(bucket) && self.is_ahead(bucket, &image) {
+            return Err(busy());
+        }
         let applied = self.apply(Command::Adopt { generation, image }, turn);
         match applied.result {
             Ok(Reply::Done) => {

@@ -14,6 +14,7 @@ use super::{START, add, config, create, insist, key, node, settled, start, withd
 use crate::billing::domain::{Account, AccountState, Money, Operation, Refusal, Velocity};
 use crate::billing::journal::BucketMap;
 use crate::billing::notifier;
+use crate::clock;
 
 type Told = HashMap<String, (u64, Operation, Result<Account, Refusal>)>;
 
@@ -102,8 +103,8 @@ async fn a_listing_is_of_all_own_shards_in_order() {
         router.operate(id, key("create"), create(id as i64 + 1, 0)).await.unwrap();
     }
     let ids = |accounts: Vec<Account>| accounts.into_iter().map(|account| account.id).collect::<Vec<_>>();
-    assert_eq!(ids(router.list(None, 5).await.unwrap()), [0, 1, 2, 3, 4]);
-    assert_eq!(ids(router.list(Some(46), 5).await.unwrap()), [47, 48, 49]);
+    assert_eq!(ids(router.list(&[0, 1, 2], None, 5).await.unwrap()), [0, 1, 2, 3, 4]);
+    assert_eq!(ids(router.list(&[0, 1, 2], Some(46), 5).await.unwrap()), [47, 48, 49]);
     let cluster = router.cluster().await;
     assert_eq!(cluster.shards.iter().map(|shard| shard.buckets).sum::<u32>(), 1000);
     assert_eq!(cluster.shards.iter().filter_map(|shard| shard.accounts).sum::<u64>(), 50);
@@ -171,6 +172,56 @@ async fn a_full_queue_is_busy() {
     assert_eq!(first.await.unwrap().unwrap().balance, Money::new(101));
     assert!(router.is_able());
     assert_eq!(ask("q1").await.unwrap().balance, Money::new(102), "what was shed was not done");
+}
+
+/// New accounts until there is no room for their keys.
+async fn fill(router: &Router) {
+    for id in 0..100 {
+        match router.operate(id, key("create"), create(1, 0)).await {
+            Ok(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            Err(Failure::Busy { .. }) => return,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    panic!("a hundred keys were taken");
+}
+
+/// Until there is room: how long that took.
+async fn room(router: &Router) -> Duration {
+    let began = clock::now();
+    while let Err(failure) = router.operate(1000, key("create"), create(1, 0)).await {
+        assert!(matches!(failure, Failure::Busy { .. }), "{failure:?}");
+        assert!(clock::now() - began < Duration::from_secs(60), "there is still no room");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    clock::now() - began
+}
+
+fn few_keys() -> super::Config {
+    let kept = Duration::from_secs(5);
+    super::Config { keys_max: 8, keep_keys: kept, keep_keys_min: kept, ..config("a", 1) }
+}
+
+/// While all commands are refused nothing else is written, and keys are forgotten all the same as soon as they may be.
+#[tokio::test(start_paused = true)]
+async fn there_is_room_for_keys_again_once_old_ones_may_be_forgotten() {
+    let fake = Fake::new(1);
+    let router = start(few_keys(), &fake, &WallClock::since(START), notifier::Config::default()).await;
+    settled(&router).await;
+    fill(&router).await;
+    let took = room(&router).await;
+    assert!(took < Duration::from_secs(7), "{took:?}");
+}
+
+/// The clock is behind the journal: keys do not grow older, and there are no more of them than there is room for.
+#[tokio::test(start_paused = true)]
+async fn keys_are_bounded_while_time_stands_still() {
+    let (fake, (wall, hand)) = (Fake::new(1), WallClock::manual(START));
+    let router = start(few_keys(), &fake, &wall, notifier::Config::default()).await;
+    settled(&router).await;
+    fill(&router).await;
+    hand.advance(Duration::from_secs(6));
+    room(&router).await;
 }
 
 /// What is not durable is not shown.

@@ -2,7 +2,7 @@
 //! held, or made to lose answers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -60,6 +60,10 @@ struct Shard {
 pub struct Link {
     cut: AtomicBool,
     ledger_away: AtomicBool,
+    map_away: AtomicBool,
+    /// Whoever has a lease over this link cannot read.
+    blinds: AtomicBool,
+    leases: AtomicU64,
     /// Leases are given to this node while others hold them, as if the others' clocks stood still.
     steals: AtomicBool,
     held: watch::Sender<bool>,
@@ -135,6 +139,16 @@ impl Fake {
     /// Nothing is written to the ledger, and all else works.
     pub fn ledger_away(&self, away: bool) {
         self.link.ledger_away.store(away, SeqCst);
+    }
+
+    /// The first replica set is away, and all others are there.
+    pub fn map_away(&self, away: bool) {
+        self.link.map_away.store(away, SeqCst);
+    }
+
+    /// Who has a lease over this link can read nothing until it gives the lease back.
+    pub fn blinds(&self, blinds: bool) {
+        self.link.blinds.store(blinds, SeqCst);
     }
 
     pub fn steals(&self, steals: bool) {
@@ -299,6 +313,9 @@ impl Link {
         Link {
             cut: AtomicBool::new(false),
             ledger_away: AtomicBool::new(false),
+            map_away: AtomicBool::new(false),
+            blinds: AtomicBool::new(false),
+            leases: AtomicU64::new(0),
             steals: AtomicBool::new(false),
             held: watch::Sender::new(false),
             waiting: watch::Sender::new(0),
@@ -452,6 +469,9 @@ impl Backend for Fake {
 
     async fn read(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Vec<Batch>, Error> {
         self.pass("read").await?;
+        if self.link.blinds.load(SeqCst) && self.link.leases.load(SeqCst) > 0 {
+            return Err(Fake::unavailable("read"));
+        }
         let world = self.world.lock();
         let Shard { batches, truncated, .. } = &world.shards[shard as usize];
         if after_seq < *truncated {
@@ -511,6 +531,9 @@ impl Backend for Fake {
             }
         }
         let now = self.lease(shard);
+        if now.node == node.name {
+            self.link.leases.fetch_add(1, SeqCst);
+        }
         Ok(if now.node == node.name { Acquisition::Acquired(now) } else { Acquisition::Held(now) })
     }
 
@@ -534,6 +557,7 @@ impl Backend for Fake {
         if place.epoch != epoch {
             return Err(Error::Fenced { shard, epoch: place.epoch });
         }
+        self.link.leases.fetch_sub(1, SeqCst);
         let (node, keep) = to.unwrap_or(("", Duration::ZERO));
         place.epoch += 1;
         place.node = node.to_owned();
@@ -550,6 +574,9 @@ impl Backend for Fake {
 
     async fn bucket_map(&self) -> Result<BucketMap, Error> {
         self.pass("bucket_map").await?;
+        if self.link.map_away.load(SeqCst) {
+            return Err(Fake::unavailable("bucket_map"));
+        }
         Ok(self.world.lock().map.clone())
     }
 

@@ -8,7 +8,7 @@ use super::super::{Failure, Router, WallClock};
 use super::fake::Fake;
 use super::street::Street;
 use super::{START, add, config, create, insist, key, settled};
-use crate::billing::domain::{Account, Money, Operation};
+use crate::billing::domain::{Account, Money, Operation, bucket_of};
 use crate::billing::notifier;
 use crate::clock;
 
@@ -19,6 +19,9 @@ const WRITERS: u64 = 8;
 struct Pair {
     a: Router,
     b: Router,
+    fake: Fake,
+    street: Street,
+    wall: WallClock,
 }
 
 impl Pair {
@@ -32,7 +35,7 @@ impl Pair {
         for id in 0..WRITERS {
             insist(&a, id, "create", create(0, 0)).await.unwrap();
         }
-        Pair { a, b }
+        Pair { a, b, fake, street, wall }
     }
 
     /// As a door does: forwarded once, and once more if neither knew better.
@@ -139,4 +142,48 @@ async fn requests_wait_for_a_moment_only() {
     settled(&pair.b).await;
     let told = Pair::ask(&pair.a, &pair.b, 1, "add", add(1)).await.unwrap();
     assert_eq!(told.balance, Money::new(1));
+}
+
+/// A shard that is asked for and is another node's is not left out of a listing.
+#[tokio::test(start_paused = true)]
+async fn a_listing_is_of_the_shards_that_are_asked_for() {
+    let Pair { a, b, .. } = Pair::new().await;
+    assert_eq!(a.list(&[0, 1], None, 100).await.unwrap().len() as u64, WRITERS);
+    for shards in [&[0, 1][..], &[1], &[9]] {
+        assert!(b.list(shards, None, 100).await.is_err(), "{shards:?} are not its own");
+    }
+    a.hand_over(0, "b").await.unwrap();
+    let mine = loop {
+        match b.list(&[0], None, 100).await {
+            Ok(accounts) => break accounts,
+            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+        }
+    };
+    let theirs = a.list(&[1], None, 100).await.unwrap();
+    assert_eq!((mine.len() + theirs.len()) as u64, WRITERS);
+    assert!(a.list(&[0, 1], None, 100).await.is_err(), "one of them is gone");
+}
+
+/// A third node hears of a hand-over as late as it polls. Told by the old owner that it is wrong, it knows better at once.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_was_wrong_looks_who_has_the_shard() {
+    let Pair { a, b: _, fake, street, wall } = Pair::new().await;
+    let settings = super::Config { poll: Duration::from_secs(3), ..config("c", SHARDS) };
+    let c = street.start(settings, &fake.another(), &wall, notifier::Config::default()).await;
+    settled(&c).await;
+    let bucket = bucket_of(1);
+    let shard = u32::from(bucket % 2);
+    a.hand_over(shard, "b").await.unwrap();
+    while fake.owner(shard).0 != "b" {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let node = async || match c.get(1).await {
+        Err(Failure::Elsewhere { node, .. }) => node,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(node().await, "a", "as it heard last");
+    let began = clock::now();
+    c.look_again(&[bucket], "a:8200").await;
+    assert_eq!(node().await, "b");
+    assert!(clock::now() - began < Duration::from_millis(500), "it did not wait for its poll");
 }

@@ -12,7 +12,7 @@ use super::super::{Failure, Router, Unmovable, WallClock};
 use super::fake::{Fake, Moment, When};
 use super::street::Street;
 use super::{PATIENCE, START, add, config, create, insist, key, node, settled, start, withdraw};
-use crate::billing::domain::{Account, BUCKETS, Money, State, bucket_of};
+use crate::billing::domain::{Account, BUCKETS, Command, Money, State, bucket_of};
 use crate::billing::notifier;
 use crate::billing::notifier::receiver::{Manner, Receiver};
 use crate::resilience::backoff::Backoff;
@@ -127,7 +127,7 @@ async fn a_shard_is_added() {
         let again = router.operate(id, key("create"), create(id as i64 + 1, 0)).await.unwrap();
         assert_eq!(again.balance, Money::new(id as i64 + 1));
     }
-    assert_eq!(router.list(None, 100).await.unwrap().len(), 50);
+    assert_eq!(router.list(&[0, 1], None, 100).await.unwrap().len(), 50);
 }
 
 /// Requests for a bucket on its way wait for it; if that takes too long they are told to come again, and nothing was done.
@@ -239,15 +239,15 @@ async fn a_listing_is_whole_or_refused() {
     while !fake.is_trapped() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let listed = router.list(None, 9).await;
+    let listed = router.list(&[0, 1], None, 9).await;
     assert!(matches!(listed, Err(Failure::Busy { .. })), "{listed:?}");
     fake.set_trap(None);
     moving.await.unwrap().unwrap();
     assert!(router.map_version().await.unwrap() > before, "whoever lists over several nodes sees it");
-    while router.list(None, 9).await.is_err() {
+    while router.list(&[0, 1], None, 9).await.is_err() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert_eq!(router.list(None, 9).await.unwrap().len(), 1);
+    assert_eq!(router.list(&[0, 1], None, 9).await.unwrap().len(), 1);
 }
 
 /// At each step, before it is durable and after, the node that is at it dies.
@@ -511,4 +511,99 @@ async fn load_over_moving_buckets_loses_and_doubles_nothing() {
     }
     let operations: i64 = done.iter().map(|(_, n)| n).sum();
     println!("{operations} operations, each twice, during {} moves", moves.load(Relaxed));
+}
+
+/// An account of the same bucket as account 1, for each of these.
+fn neighbours_of_one() -> impl Iterator<Item = u64> {
+    (2..).filter(|id| bucket_of(*id) == bucket_of(1))
+}
+
+/// The journal's map is looked at before a bucket is released, and callers do not wait for that.
+#[tokio::test(start_paused = true)]
+async fn a_bucket_that_grew_too_large_meanwhile_stays() {
+    let mut one = State::new(0..BUCKETS);
+    one.apply(&Command::Operate { key: key("create"), account: 1, operation: create(1, 0) }, START);
+    let image_bytes_max = one.image_bytes_max(bucket_of(1)).unwrap();
+    let (fake, wall) = (Fake::new(2), WallClock::since(START));
+    let settings = super::Config { image_bytes_max, ..config("a", 2) };
+    let router = start(settings, &fake, &wall, notifier::Config::default()).await;
+    settled(&router).await;
+    router.operate(1, key("create"), create(1, 0)).await.unwrap();
+    let bucket = bucket_of(1);
+    let (home, mover) = (u32::from(bucket % 2), router.clone());
+    let moving = tokio::spawn(async move { mover.move_bucket(bucket, 1 - home).await });
+    // The owner begins, and the journal has yet to answer, which takes a millisecond.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!moving.is_finished());
+    router.operate(neighbours_of_one().next().unwrap(), key("create"), create(1, 0)).await.unwrap();
+    let moved = moving.await.unwrap();
+    assert!(matches!(moved, Err(Failure::Unmovable(Unmovable::TooLarge { .. }))), "{moved:?}");
+    assert_eq!(router.get(1).await.unwrap().balance, Money::new(1));
+}
+
+/// Buckets that wait for a shard without an owner are in nobody else's way.
+#[tokio::test(start_paused = true)]
+async fn a_shard_without_an_owner_holds_up_no_other() {
+    let (fake, street, wall) = (Fake::new(3), Street::new(), WallClock::since(START));
+    let none = notifier::Config::default;
+    let a = street.start(config("a", 3), &fake, &wall, none()).await;
+    settled(&a).await;
+    let b = street.start(config("b", 3), &fake.another(), &wall, none()).await;
+    settled(&b).await;
+    a.hand_over(1, "b").await.unwrap();
+    while fake.owner(1).0 != "b" || b.0.seats[1].is_here().is_err() || a.0.seats[1].is_here().is_ok() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Dead, but its lease lasts.
+    while !a.0.seats[1].is_owned() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    street.closed("b");
+    b.crash().await;
+    let own: Vec<u16> = (0..BUCKETS).step_by(3).collect();
+    let stuck: Vec<_> = own[..8]
+        .iter()
+        .map(|bucket| {
+            let (a, bucket) = (a.clone(), *bucket);
+            tokio::spawn(async move { a.move_bucket(bucket, 1).await })
+        })
+        .collect();
+    while fake.replay(0).outgoing().count() < 8 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let ninth = a.move_bucket(own[8], 1).await;
+    assert!(matches!(ninth, Err(Failure::Busy { .. })), "{ninth:?}");
+    a.move_bucket(own[9], 2).await.unwrap();
+    // They arrive once somebody has the shard.
+    for moved in stuck {
+        moved.await.unwrap().unwrap();
+    }
+}
+
+/// A clock that is far ahead spoils the shard of its node, and no other that a bucket goes to.
+#[tokio::test(start_paused = true)]
+async fn a_bucket_from_the_future_waits_until_it_is_the_present() {
+    let (wall, hand) = WallClock::manual(START);
+    let (fake, hour) = (Fake::new(2), Duration::from_secs(3600));
+    let router = start(config("a", 2), &fake, &wall, notifier::Config::default()).await;
+    settled(&router).await;
+    let bucket = bucket_of(1);
+    let home = u32::from(bucket % 2);
+    // One in the other shard, which spends.
+    let other = (2..).find(|id| u32::from(bucket_of(*id) % 2) != home).unwrap();
+    router.operate(other, key("create"), create(10_000_000, 1000)).await.unwrap();
+    hand.advance(hour);
+    router.operate(1, key("create"), create(100, 0)).await.unwrap();
+    hand.set(START);
+    let mover = router.clone();
+    let moving = tokio::spawn(async move { mover.move_bucket(bucket, 1 - home).await });
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!moving.is_finished());
+    assert_eq!(router.get(other).await.unwrap().balance, Money::new(10_000_000), "no hour has passed");
+    hand.advance(hour);
+    moving.await.unwrap().unwrap();
+    assert_eq!(insist(&router, 1, "more", add(1)).await.unwrap().balance, Money::new(101));
+    assert_eq!(router.get(other).await.unwrap().balance, Money::new(10_000_000 - 3600 * 1000));
 }

@@ -271,3 +271,35 @@ async fn a_fenced_owner_stops_at_once() {
         "once it has the shard again"
     );
 }
+
+/// The shard's own replica set gives the lease, and the one with the bucket map is away.
+#[tokio::test(start_paused = true)]
+async fn a_first_owner_waits_for_the_bucket_map_with_patience() {
+    let (fake, wall) = (Fake::new(1), WallClock::since(START));
+    let router = start(config("a", 1), &fake, &wall, notifier::Config::default()).await;
+    fake.map_away(true);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let (_, epoch) = fake.owner(0);
+    assert!((10..400).contains(&epoch), "{epoch} changes of the lease in a minute");
+    fake.map_away(false);
+    settled(&router).await;
+    insist(&router, 1, "create", create(1, 0)).await.unwrap();
+}
+
+/// It can write and renew its lease, and not read what it needs to serve.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_cannot_get_ready_leaves_the_shard_to_others() {
+    let (fake, wall) = (Fake::new(1), WallClock::since(START));
+    fake.blinds(true);
+    let a = start(config("a", 1), &fake, &wall, notifier::Config::default()).await;
+    while fake.owner(0).0 != "a" {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let b = start(config("b", 1), &fake.another(), &wall, notifier::Config::default()).await;
+    let began = clock::now();
+    while b.operate(1, key("create"), create(1, 0)).await.is_err() {
+        assert!(clock::now() - began < Duration::from_secs(60), "nobody serves");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(a.get(1).await.is_err());
+}
