@@ -24,7 +24,7 @@ use super::seat::{Errand, HandOver, Request, Seat, Standing, Told, busy};
 use super::snapshots::Snapshots;
 use super::tenure::Tenure;
 use super::transfer::Transfer;
-use super::wall::WallClock;
+use super::wall::{Leaps, WallClock};
 use super::{Config, Failure};
 use crate::billing::domain::{
     self, AHEAD, Account, Applied, Command, EventKind, Hashed, Micros, Order, Stage, State,
@@ -101,6 +101,7 @@ pub struct Owner<B> {
     forgetting: Forgetting,
     accounts: i64,
     told_behind: bool,
+    leaps: Leaps,
     told_ahead: bool,
     listings: Arc<Semaphore>,
     /// Snapshots; dropped with the owner.
@@ -139,6 +140,7 @@ impl<B: Backend> Owner<B> {
     /// `replica` is at the end of the journal.
     pub fn new(office: Office<B>, inlets: Inlets, replica: Replica) -> Owner<B> {
         let Replica { state, seq, last } = replica;
+        let leaps = Leaps::new(office.wall.now(), clock::now());
         let now = office.wall.now().max(state.last());
         let timers = Timers::new(state.timers().map(|timer| (timer.at, timer.account)), now);
         if let Some(outbox) = &office.outbox {
@@ -160,6 +162,7 @@ impl<B: Backend> Owner<B> {
             doubtful: false,
             rebuilt: None,
             told_behind: false,
+            leaps,
             told_ahead: false,
             listings: Arc::new(Semaphore::new(LISTINGS_MAX)),
             beside: JoinSet::new(),
@@ -539,6 +542,14 @@ impl<B: Backend> Owner<B> {
     /// Never before the state's time, which a clock that was set back would be.
     fn now(&mut self) -> Micros {
         let (now, last) = (self.office.wall.now(), self.state.last());
+        if let Some(step) = self.leaps.look(now, clock::now()) {
+            let shard = self.office.tenure.shard;
+            tracing::error!(
+                shard,
+                ?step,
+                "the clock was set forward, accounts are charged for that; clocks must be synchronised"
+            );
+        }
         let behind = Duration::from_micros(last.since(now));
         if behind > BEHIND && !self.told_behind {
             let shard = self.office.tenure.shard;

@@ -10,6 +10,11 @@ use crate::clock;
 /// The longest sleep before the clock is read again, so that a clock that is set forward is seen within this time.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// A step of the clock that is worth telling: none that keeps clocks together makes one, after its start.
+const STEP: Duration = Duration::from_secs(5);
+/// At most, of a clock that steps all the time.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
 /// Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct WallClock(Source);
@@ -82,5 +87,48 @@ impl Hand {
 
     pub fn advance(&self, by: Duration) {
         self.0.send_modify(|now| *now = Micros::new(now.get().saturating_add(by.as_micros() as u64)));
+    }
+}
+
+/// Notices that the wall clock is set forward, for it then shows more than has passed by the monotonic one. Time follows it all the
+/// same: which of them was wrong nobody here knows.
+#[derive(Debug)]
+pub struct Leaps {
+    read: (Micros, Instant),
+    told: Option<Instant>,
+}
+
+impl Leaps {
+    pub fn new(wall: Micros, now: Instant) -> Leaps {
+        Leaps { read: (wall, now), told: None }
+    }
+
+    /// By how much since the last look, if that is to be told.
+    pub fn look(&mut self, wall: Micros, now: Instant) -> Option<Duration> {
+        let (wall_before, before) = std::mem::replace(&mut self.read, (wall, now));
+        let passed = now.saturating_duration_since(before);
+        let step = Duration::from_micros(wall.since(wall_before)).saturating_sub(passed);
+        let is_new = self.told.is_none_or(|told| now >= told + TELL_EVERY);
+        let step = Some(step).filter(|step| *step > STEP && is_new)?;
+        self.told = Some(now);
+        Some(step)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_is_set_forward_is_told_of_now_and_then() {
+        let (began, seconds) = (Instant::now(), Duration::from_secs);
+        let wall = |seconds: u64| Micros::new(seconds * 1_000_000);
+        let mut leaps = Leaps::new(wall(100), began);
+        assert_eq!(leaps.look(wall(400), began + seconds(300)), None, "it goes as it should");
+        assert_eq!(leaps.look(wall(405), began + seconds(300)), None, "a small one");
+        assert_eq!(leaps.look(wall(1405), began + seconds(301)), Some(seconds(999)));
+        assert_eq!(leaps.look(wall(2405), began + seconds(302)), None, "it was told of just now");
+        assert_eq!(leaps.look(wall(100), began + seconds(400)), None, "back");
+        assert_eq!(leaps.look(wall(111), began + seconds(401)), Some(seconds(10)));
     }
 }
