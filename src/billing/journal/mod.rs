@@ -9,9 +9,9 @@
 //! that does not follow the last. The journal repeats no write by itself: a lost answer is `Error::Unknown`. Nothing is
 //! truncated that the ledger still needs.
 //!
-//! Order of calls for an owner: `acquire`; `snapshot`, then `read` until it gives nothing; `append` one at a time, each
-//! `Unknown` followed by `confirm`; `renew` all the while; `put_snapshot`, then `truncate`; `release`. Anybody may `read`, so
-//! that another node tails. Order of calls for whoever projects: `claim`; `snapshot_before` and `read`, or `carry`;
+//! Order of calls for an owner: `acquire`; `snapshot`, then `tail` until it gives nothing; `append` one at a time, each
+//! `Unknown` followed by `confirm`; `renew` all the while; `put_snapshot`, then `truncate`; `release`. Anybody may `read`, and
+//! another node follows by `tail`. Order of calls for whoever projects: `claim`; `snapshot_before` and `read`, or `carry`;
 //! `project`, one at a time.
 //!
 //! Cancellation: a dropped `append` or `put_snapshot` may or may not have happened (`confirm` tells); a dropped `acquire`
@@ -32,7 +32,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use batch::{Batch, Confirmation, Snapshot};
+pub use batch::{Batch, Confirmation, Snapshot, Tail};
 pub use embedded::Embedded;
 pub use error::{Cause, Error};
 pub use framing::checksum;
@@ -149,7 +149,13 @@ impl Journal {
     /// The batches after `after_seq`, in order, at least one if there is one, and then as many as `limit_bytes` of
     /// payload allow. An empty answer is the end. Errors: `Truncated`, `Corrupt`, `Unavailable`.
     pub async fn read(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Vec<Batch>, Error> {
-        either!(self, engine => engine.read(shard, after_seq, limit_bytes).await)
+        Ok(self.tail(shard, after_seq, limit_bytes).await?.batches)
+    }
+
+    /// As [`Journal::read`], with what the journal has at `after_seq` itself: whoever has read so far can tell whether these batches
+    /// follow what it read. After a restore, or the failover to a server that lacked something, they need not.
+    pub async fn tail(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Tail, Error> {
+        either!(self, engine => engine.tail(shard, after_seq, limit_bytes).await)
     }
 
     /// Stores a snapshot of any size; once it returns, it is the shard's newest. May be made again after any error but

@@ -12,7 +12,7 @@ use super::super::backend::Backend;
 use crate::billing::domain::{self, Micros, Row, State};
 use crate::billing::journal::{
     Acquisition, Batch, BucketMap, Confirmation, Cursor, Error, History, Lease, Line, Node, ReplicaSetStatus,
-    Snapshot, Stretch, Sweep, Swept,
+    Snapshot, Stretch, Sweep, Swept, Tail,
 };
 use crate::billing::projection::{self, Ledger};
 use crate::clock;
@@ -169,6 +169,16 @@ impl Fake {
             own.clone_from(map);
         }
         next
+    }
+
+    /// As a backup has it that was made when this batch was the last.
+    pub fn restore(&self, shard: u32, seq: u64) {
+        let shard = &mut self.world.lock().shards[shard as usize];
+        for batches in [&mut shard.batches, &mut shard.archive] {
+            batches.retain(|batch| batch.seq <= seq);
+        }
+        shard.snapshots.retain(|snapshot| snapshot.seq <= seq);
+        shard.projected = shard.projected.min(seq);
     }
 
     /// Nobody, while it is kept for somebody.
@@ -377,7 +387,7 @@ impl Ledger for Fake {
     }
 
     async fn batches(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Vec<Batch>, Error> {
-        Backend::read(self, shard, after_seq, limit_bytes).await
+        Ok(self.tail(shard, after_seq, limit_bytes).await?.batches)
     }
 
     async fn newest_snapshot(&self, shard: u32) -> Result<Option<Snapshot>, Error> {
@@ -443,7 +453,7 @@ impl Backend for Fake {
         })
     }
 
-    async fn read(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Vec<Batch>, Error> {
+    async fn tail(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Tail, Error> {
         self.pass("read").await?;
         let world = self.world.lock();
         let Shard { batches, truncated, .. } = &world.shards[shard as usize];
@@ -456,7 +466,12 @@ impl Backend for Fake {
             bytes += batch.payload.len();
             first || bytes <= limit_bytes
         };
-        Ok(batches.iter().filter(|batch| batch.seq > after_seq).take_while(fits).cloned().collect())
+        let before = batches.iter().find(|batch| batch.seq == after_seq);
+        Ok(Tail {
+            end: batches.last().map_or(*truncated, |batch| batch.seq),
+            mark: before.map(|batch| (batch.epoch, batch.checksum())),
+            batches: batches.iter().filter(|batch| batch.seq > after_seq).take_while(fits).cloned().collect(),
+        })
     }
 
     async fn put_snapshot(&self, snapshot: &Snapshot) -> Result<(), Error> {
