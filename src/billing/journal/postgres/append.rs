@@ -2,6 +2,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
 use super::lease::no_lease;
@@ -53,7 +54,8 @@ impl Postgres {
                     &Framed(payload),
                 ],
             )
-            .await?;
+            .await
+            .map_err(|error| if is_taken(&error) { lease_is_old(*shard, *seq) } else { error })?;
         if rows.is_empty() { Err(self.refusal(batch).await?) } else { Ok(()) }
     }
 
@@ -170,6 +172,19 @@ impl Postgres {
             _ => Ok(Error::Corrupt { shard, seq, what: "it is missing".to_owned() }),
         }
     }
+}
+
+/// The journal has a row of that number.
+fn is_taken(error: &Error) -> bool {
+    let Error::Unavailable { source, .. } = error else { return false };
+    let error = source.downcast_ref::<tokio_postgres::Error>();
+    error.and_then(tokio_postgres::Error::code) == Some(&SqlState::UNIQUE_VIOLATION)
+}
+
+fn lease_is_old(shard: u32, seq: u64) -> Error {
+    let what = "it is there, and the table `lease` is from before it: \
+        stop every node and restore all tables from one backup";
+    Error::Corrupt { shard, seq, what: what.to_owned() }
 }
 
 /// Epoch and checksum of a row, if there is one.

@@ -109,7 +109,9 @@ impl Postgres {
 }
 
 pub(super) fn no_lease(shard: u32) -> Error {
-    Error::Config(format!("the lease of shard {shard} is not there"))
+    Error::Config(format!(
+        "the table `lease` has no row of shard {shard}: stop every node and restore all tables from one backup"
+    ))
 }
 
 fn microseconds(length: Duration) -> Result<i64, Error> {

@@ -384,6 +384,33 @@ async fn damage_is_told_with_its_place() {
     }
 }
 
+/// As after a restore of some tables only. What is told must name the table, and must not be tried for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_does_not_fit_its_journal_is_told() {
+    let (database, journal, other) = opened(QUICK).await;
+    let epoch = acquired(journal.acquire(0, &node("a"), LEASE).await.unwrap()).epoch;
+    journal.append(&batch(0, 1, epoch)).await.unwrap();
+    journal.append(&batch(0, 2, epoch)).await.unwrap();
+    other.batch_execute("update lease set seq = 1").await.unwrap();
+    let found = journal.append(&batch(0, 2, epoch)).await;
+    assert!(
+        matches!(&found, Err(Error::Corrupt { shard: 0, seq: 2, what }) if what.contains("`lease`")),
+        "{found:?}"
+    );
+    other.batch_execute("delete from lease").await.unwrap();
+    // A node that starts makes one for the other shard, which has nothing yet.
+    let again = open(cluster::shared().connection(&database), None, QUICK).await.unwrap();
+    assert_eq!(again.leases().await.unwrap().iter().map(|lease| lease.shard).collect::<Vec<_>>(), [1]);
+    let name = |found: Error| match found {
+        Error::Config(problem) => assert!(problem.contains("`lease` has no row of shard 0"), "{problem}"),
+        other => panic!("{other:?}"),
+    };
+    name(again.acquire(0, &node("a"), LEASE).await.unwrap_err());
+    name(again.read(0, 0, 1).await.unwrap_err());
+    name(journal.append(&batch(0, 3, epoch)).await.unwrap_err());
+    name(journal.renew(0, epoch, LEASE).await.unwrap_err());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_snapshot_is_told() {
     let (_, journal, other) = opened(QUICK).await;
