@@ -19,11 +19,12 @@ mod tls;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio_postgres::Row;
 
-use super::{BucketMap, Error, Timeouts};
+use super::{BucketMap, Error, ReplicaSetStatus, Timeouts};
 use address::Address;
 use replica_set::ReplicaSet;
 use schema::Place;
@@ -39,6 +40,8 @@ struct Inner {
     shards: u32,
     /// Of shards acquired here.
     turns: Mutex<HashMap<u32, Turn>>,
+    /// What the servers said last, and when. Locked while they are asked.
+    looked: tokio::sync::Mutex<Option<(Instant, Vec<ReplicaSetStatus>)>>,
 }
 
 /// What an append of this process must find in the lease.
@@ -74,7 +77,7 @@ impl Postgres {
         for text in connections {
             sets.push(ReplicaSet::new(Address::read(text, ca_file, timeouts.connect)?, timeouts)?);
         }
-        let inner = Arc::new(Inner { sets, shards, turns: Mutex::default() });
+        let inner = Arc::new(Inner { sets, shards, turns: Mutex::default(), looked: Default::default() });
         let journal = Postgres { inner };
         for (index, set) in journal.inner.sets.iter().enumerate() {
             schema::prepare(set, Place { index, count: connections.len() }, shards).await?;

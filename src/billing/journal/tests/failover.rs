@@ -79,9 +79,13 @@ async fn nothing_acknowledged_is_lost_with_the_master() {
         read_all(&journal, 0, 0).await,
         (1..=next.seq).map(|seq| batch(0, seq, epoch)).collect::<Vec<_>>()
     );
-    let members = journal.status().await.remove(0).members;
-    let states: Vec<MemberState> = members.iter().map(|member| member.state).collect();
-    assert_eq!(states, [MemberState::Unreachable, MemberState::Writable]);
+    // What was told before is told for about a second more.
+    eventually("the status is an old one", async || {
+        let members = journal.status().await.remove(0).members;
+        let states = [MemberState::Unreachable, MemberState::Writable];
+        members.iter().map(|member| member.state).eq(states).then_some(())
+    })
+    .await;
 }
 
 /// Cancelling the wait for a replica makes PostgreSQL report success, which must not be believed.
