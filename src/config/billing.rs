@@ -132,10 +132,11 @@ fn tell_what_nodes_need(node: &Section<'_>, listen: &Listen) {
         "is missing, and nodes that share a PostgreSQL journal are told apart by it",
         "add name = \"a\", another one on each node",
     );
-    if listen.http.iter().all(|address| address.ip().is_unspecified()) {
+    // It is what is advertised otherwise.
+    if listen.http.first().is_some_and(|address| address.ip().is_unspecified()) {
         missing(
             "advertise",
-            "is missing, and the address listened on is no way to reach this node",
+            "is missing, and the first address listened on is no way to reach this node",
             ADVERTISE_HINT,
         );
     }

@@ -150,6 +150,11 @@ const BAD: &[Bad] = &[
         "[node]\nname = 'a'\n[listen]\nhttp = '[::]:8200'\n[journal]\nengine = 'postgres'\nconnections = ['host=a']",
         &[(1, "node.advertise", "is no way to reach this node")],
     ),
+    (
+        "[node]\nname = 'a'\n[listen]\nhttp = ['[::]:8200', '127.0.0.1:8201']\n\
+         [journal]\nengine = 'postgres'\nconnections = ['host=a']",
+        &[(1, "node.advertise", "is no way to reach this node")],
+    ),
     ("[journal]\nkeep_ledger = '59m'", &[(2, "journal.keep_ledger", "from \"1h\"")]),
     (
         "[shards]\ncount = 0\nlease = '100ms'",
