@@ -232,7 +232,14 @@ fn journal_of(
                      target_session_attrs=read-write sslmode=verify-full\"], one for each replica set",
                 );
             }
-            billing::journal::Engine::Postgres { connections: connections.unwrap_or_default(), ca_file }
+            let connections = connections.unwrap_or_default();
+            if connections.len() > shards as usize {
+                section.place_of("connections").refuse(
+                    &format!("has {} connections for {shards} shards", connections.len()),
+                    "each replica set has a shard at least: take connections out, or raise shards.count",
+                );
+            }
+            billing::journal::Engine::Postgres { connections, ca_file }
         }
     };
     section.finish();
@@ -251,7 +258,7 @@ fn keep_ledger(value: Value<'_>) -> Option<Duration> {
     let place = value.place();
     let keep = value.duration()?;
     if keep < KEEP_LEDGER_MIN {
-        place.refuse("is out of bounds", "write from \"1h\" to \"365d\", or nothing to keep all");
+        place.refuse("is out of bounds", "write from \"1h\" to \"366d\", or nothing to keep all");
         return None;
     }
     Some(keep)

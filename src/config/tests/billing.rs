@@ -23,7 +23,7 @@ iproto_users = "/users"
 [journal]
 engine = "embedded"
 path = "/journal"
-keep_ledger = "365d"
+keep_ledger = "366d"
 [shards]
 count = 7
 lease = "2s"
@@ -75,7 +75,7 @@ fn every_value_is_taken() {
     assert_eq!((settings.shards.shards, settings.journal.shards, settings.shards.lease.as_secs()), (7, 7, 2));
     assert_eq!((settings.listen.http.len(), settings.listen.iproto.len()), (2, 1));
     assert_eq!(settings.journal.engine, billing::journal::Engine::Embedded { path: "/journal".into() });
-    assert_eq!(settings.shards.projection.keep.map(|keep| keep.as_secs()), Some(365 * 86_400));
+    assert_eq!(settings.shards.projection.keep.map(|keep| keep.as_secs()), Some(366 * 86_400));
     assert_eq!(settings.notifier.url.as_deref(), Some("https://host:9/off?userID={user_id}"));
     let billing::journal::Engine::Postgres { connections, ca_file } = load(POSTGRES).journal.engine else {
         panic!("not postgres")
@@ -155,7 +155,12 @@ const BAD: &[Bad] = &[
          [journal]\nengine = 'postgres'\nconnections = ['host=a']",
         &[(1, "node.advertise", "is no way to reach this node")],
     ),
-    ("[journal]\nkeep_ledger = '59m'", &[(2, "journal.keep_ledger", "from \"1h\"")]),
+    (
+        "[node]\nname = 'a'\n[shards]\ncount = 1\n[journal]\nengine = 'postgres'\nconnections = ['host=a', 'host=b']",
+        &[(7, "journal.connections", "has 2 connections for 1 shards")],
+    ),
+    ("[journal]\nkeep_ledger = '59m'", &[(2, "journal.keep_ledger", "from \"1h\" to \"366d\"")]),
+    ("[journal]\nkeep_ledger = '367d'", &[(2, "journal.keep_ledger", "366d at most")]),
     (
         "[shards]\ncount = 0\nlease = '100ms'",
         &[(2, "shards.count", "from 1 to 1000"), (3, "shards.lease", "out of bounds")],
