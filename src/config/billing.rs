@@ -209,6 +209,7 @@ fn journal_of(
     let directory = section.optional("path", path);
     let connections = section.optional("connections", |value| value.list_of_some(Value::filled));
     let ca_file = section.optional("ca_file", path);
+    let password_file = section.optional("password_file", path);
     let keep_ledger = section.optional("keep_ledger", keep_ledger);
     let useless = |key: &str, engine: &str| {
         if section.has(key) {
@@ -219,6 +220,7 @@ fn journal_of(
         Engine::Embedded => {
             useless("connections", "embedded");
             useless("ca_file", "embedded");
+            useless("password_file", "embedded");
             billing::journal::Engine::Embedded {
                 path: directory.unwrap_or_else(|| state_dir.join("journal")),
             }
@@ -239,7 +241,7 @@ fn journal_of(
                     "each replica set has a shard at least: take connections out, or raise shards.count",
                 );
             }
-            billing::journal::Engine::Postgres { connections, ca_file }
+            billing::journal::Engine::Postgres { connections, ca_file, password_file }
         }
     };
     section.finish();

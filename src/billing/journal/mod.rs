@@ -38,6 +38,7 @@ pub use error::{Cause, Error};
 pub use framing::checksum;
 pub use lease::{Acquisition, BUCKETS, BucketMap, Lease, Node};
 pub use ledger::{Cursor, Entry, History, Line, LineKind, NoCursor, Stretch, Sweep, Swept};
+use postgres::Files;
 pub use postgres::Postgres;
 pub use status::{MemberState, MemberStatus, ReplicaSetStatus};
 
@@ -63,7 +64,21 @@ pub enum Engine {
         connections: Vec<String>,
         /// Authorities for `sslmode=verify-ca` and `verify-full`, PEM.
         ca_file: Option<PathBuf>,
+        /// Holds the password for connection strings that have none, on one line. Read when the journal is opened.
+        password_file: Option<PathBuf>,
     },
+}
+
+impl Engine {
+    /// Its connection strings for people: without passwords.
+    pub fn shown_connections(&self) -> Vec<String> {
+        match self {
+            Engine::Embedded { .. } => Vec::new(),
+            Engine::Postgres { connections, .. } => {
+                connections.iter().map(|text| postgres::without_password(text)).collect()
+            }
+        }
+    }
 }
 
 /// Of `postgres` only: the embedded engine waits for its disk.
@@ -119,10 +134,9 @@ impl Journal {
         }
         match engine {
             Engine::Embedded { path } => Embedded::open(path, *shards).await.map(Journal::Embedded),
-            Engine::Postgres { connections, ca_file } => {
-                Postgres::open(connections, ca_file.as_deref(), *shards, timeouts)
-                    .await
-                    .map(Journal::Postgres)
+            Engine::Postgres { connections, ca_file, password_file } => {
+                let files = Files { ca: ca_file.as_deref(), password: password_file.as_deref() };
+                Postgres::open(connections, files, *shards, timeouts).await.map(Journal::Postgres)
             }
         }
     }

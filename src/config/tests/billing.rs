@@ -45,6 +45,7 @@ name = 'a'
 engine = 'postgres'
 connections = ['host=a,b,c target_session_attrs=read-write sslmode=verify-full', 'host=d']
 ca_file = '/ca'
+password_file = '/password'
 ";
 
 fn load(text: &str) -> Settings {
@@ -77,10 +78,15 @@ fn every_value_is_taken() {
     assert_eq!(settings.journal.engine, billing::journal::Engine::Embedded { path: "/journal".into() });
     assert_eq!(settings.shards.projection.keep.map(|keep| keep.as_secs()), Some(366 * 86_400));
     assert_eq!(settings.notifier.url.as_deref(), Some("https://host:9/off?userID={user_id}"));
-    let billing::journal::Engine::Postgres { connections, ca_file } = load(POSTGRES).journal.engine else {
+    let billing::journal::Engine::Postgres { connections, ca_file, password_file } =
+        load(POSTGRES).journal.engine
+    else {
         panic!("not postgres")
     };
-    assert_eq!((connections.len(), ca_file), (2, Some("/ca".into())));
+    assert_eq!(
+        (connections.len(), ca_file, password_file),
+        (2, Some("/ca".into()), Some("/password".into()))
+    );
 }
 
 #[test]
@@ -90,6 +96,14 @@ fn what_is_shown_loads_to_the_same() {
         let shown = show::billing_to_toml(&settings);
         assert_eq!(load(&shown), settings, "{shown}");
     }
+}
+
+#[test]
+fn no_password_is_shown() {
+    let text = POSTGRES.replace("'host=d'", "'host=d password=hidden user=u', 'postgresql://u:hidden@e/d'");
+    let shown = show::billing_to_toml(&load(&text.replace("[journal]", "[shards]\ncount = 3\n[journal]")));
+    assert!(!shown.contains("hidden") && shown.contains("host=d password=*** user=u"), "{shown}");
+    load(&shown);
 }
 
 /// What the shipped file says of defaults is so, and what it has in comments are keys.
@@ -164,6 +178,10 @@ const BAD: &[Bad] = &[
     (
         "[shards]\ncount = 0\nlease = '100ms'",
         &[(2, "shards.count", "from 1 to 1000"), (3, "shards.lease", "out of bounds")],
+    ),
+    (
+        "[journal]\npassword_file = '/p'",
+        &[(2, "journal.password_file", "has no effect with the engine \"embedded\"")],
     ),
     ("[notifier]\nurl = 'http://x/off'", &[(2, "notifier.url", "it needs {user_id}")]),
     ("[notifier]\nsecret_file = '/s'", &[(2, "notifier.secret_file", "has no effect without url")]),

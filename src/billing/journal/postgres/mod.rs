@@ -10,6 +10,7 @@ mod address;
 mod append;
 mod lease;
 mod ledger;
+mod password;
 mod replica_set;
 mod schema;
 mod snapshot;
@@ -26,8 +27,15 @@ use tokio_postgres::Row;
 
 use super::{BucketMap, Error, ReplicaSetStatus, Timeouts};
 use address::Address;
+pub(super) use password::without_password;
 use replica_set::ReplicaSet;
 use schema::Place;
+
+/// What belongs to the settings and is not in them.
+pub(super) struct Files<'a> {
+    pub(super) ca: Option<&'a Path>,
+    pub(super) password: Option<&'a Path>,
+}
 
 /// Cheap to clone: clones share the connections.
 #[derive(Clone)]
@@ -63,7 +71,7 @@ impl Postgres {
     /// Makes the tables where they are missing. Every replica set must be reachable.
     pub(super) async fn open(
         connections: &[String],
-        ca_file: Option<&Path>,
+        files: Files<'_>,
         shards: u32,
         timeouts: &Timeouts,
     ) -> Result<Postgres, Error> {
@@ -73,9 +81,11 @@ impl Postgres {
                 connections.len()
             )));
         }
+        let password = files.password.map(password::read).transpose().map_err(Error::Config)?;
         let mut sets = Vec::new();
         for text in connections {
-            sets.push(ReplicaSet::new(Address::read(text, ca_file, timeouts.connect)?, timeouts)?);
+            let address = Address::read(text, files.ca, password.as_deref(), timeouts.connect)?;
+            sets.push(ReplicaSet::new(address, timeouts)?);
         }
         let inner = Arc::new(Inner { sets, shards, turns: Mutex::default(), looked: Default::default() });
         let journal = Postgres { inner };

@@ -15,7 +15,7 @@ const QUICK: Timeouts = Timeouts {
 };
 
 async fn open(connection: String, ca_file: Option<PathBuf>, timeouts: Timeouts) -> Result<Journal, Error> {
-    let engine = Engine::Postgres { connections: vec![connection], ca_file };
+    let engine = Engine::Postgres { connections: vec![connection], ca_file, password_file: None };
     Journal::open(&Config { engine, shards: 2, timeouts }).await
 }
 
@@ -239,7 +239,7 @@ async fn what_does_not_fit_the_settings_is_refused() {
     let (database, _, other) = opened(QUICK).await;
     let connection = cluster::shared().connection(&database);
     let config = |connections: Vec<String>, shards| Config {
-        engine: Engine::Postgres { connections, ca_file: None },
+        engine: Engine::Postgres { connections, ca_file: None, password_file: None },
         shards,
         timeouts: QUICK,
     };
@@ -262,7 +262,7 @@ async fn what_does_not_fit_the_settings_is_refused() {
 async fn shards_are_spread_over_replica_sets() {
     let (one, two) = (cluster::shared().database().await, cluster::shared().database().await);
     let connections = vec![cluster::shared().connection(&one), cluster::shared().connection(&two)];
-    let engine = Engine::Postgres { connections, ca_file: None };
+    let engine = Engine::Postgres { connections, ca_file: None, password_file: None };
     let journal = Journal::open(&Config { engine, shards: 4, timeouts: QUICK }).await.unwrap();
     for shard in 0..4 {
         let epoch = acquired(journal.acquire(shard, &node("a"), LEASE).await.unwrap()).epoch;
