@@ -298,7 +298,7 @@ impl Router {
     }
 
     /// Accounts of shards this node owns, by id, above `after`. Each call looks at every account. `Busy` while a bucket of
-    /// theirs is on its way, rather than leave its accounts out; whoever puts together what several nodes tell compares
+    /// theirs is on its way, or they have not those of the map, rather than leave its accounts out; whoever puts together what several nodes tell compares
     /// [`Router::map_version`] before and after as well.
     pub async fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
         let result = self.list_owned(after, limit).await;
@@ -434,6 +434,7 @@ fn status(config: &Config, seat: &Seat, lease: Option<&Lease>, buckets: u32) -> 
         seq: seat.seq(),
         buckets,
         accounts: None,
+        astray: seat.astray(),
         writable,
     };
     match &*standing {
