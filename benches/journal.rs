@@ -18,7 +18,11 @@ async fn main() {
     let directory = tempfile::tempdir().expect("a directory can be made");
     measure("embedded", Engine::Embedded { path: directory.path().to_owned() }).await;
     if let Ok(connection) = std::env::var("JOURNAL_CONNECTION") {
-        measure("postgres", Engine::Postgres { connections: vec![connection], ca_file: None }).await;
+        measure(
+            "postgres",
+            Engine::Postgres { connections: vec![connection], ca_file: None, password_file: None },
+        )
+        .await;
     }
 }
 

@@ -168,10 +168,12 @@ async fn hand_over(router: &Router, shared: bool) {
         .filter(|node| !node.is_empty() && *node != cluster.node)
         .collect();
     let own = cluster.shards.iter().filter(|shard| shard.node == cluster.node);
-    if others.is_empty() && shared {
-        return leave_to_anybody(router, own.map(|shard| shard.shard)).await;
+    if others.is_empty() {
+        if shared {
+            leave_to_anybody(router, own.map(|shard| shard.shard)).await;
+        }
+        return;
     }
-    // Without others this ends at once, as `cycle` of nothing does.
     for (shard, to) in own.zip(others.iter().copied().cycle()) {
         match router.hand_over(shard.shard, to).await {
             Ok(()) => tracing::info!(shard = shard.shard, to, "a shard is handed over"),
@@ -271,6 +273,24 @@ fn raise_descriptors() {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::billing::{journal, shard};
+
+    /// Its shards are not its own yet, and there is nobody else to wait for.
+    #[tokio::test]
+    async fn a_node_alone_leaves_at_once_also_while_it_starts() {
+        let directory = tempfile::tempdir().unwrap();
+        let engine = Engine::Embedded { path: directory.path().to_owned() };
+        let timeouts = journal::Timeouts::default();
+        let journal = Journal::open(&journal::Config { engine, shards: 2, timeouts }).await.unwrap();
+        let node = journal::Node { name: "a".to_owned(), advertise: "a:8200".to_owned() };
+        let (registry, closing) = (prometheus::Registry::new(), CancellationToken::new());
+        let (config, wall) = (shard::Config::new(node, 2), WallClock::system());
+        let none = notifier::Config::default();
+        let router = Router::start(config, journal, wall, &registry, none, None, closing).await.unwrap();
+        router.rest();
+        // As long as it may take others; without them it is a moment.
+        tokio::time::timeout(HAND_OVER_TIMEOUT, hand_over(&router, false)).await.unwrap();
+    }
 
     #[test]
     fn secrets_are_read_without_the_end_of_the_line() {

@@ -14,7 +14,7 @@ pub struct Args {
     /// Configuration files; the role of each is told by its content
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// Print the settings in effect, defaults included, as a file that loads to the same
+    /// Print the settings in effect, defaults included, as a file that loads to the same but for passwords, which are not shown
     #[arg(long)]
     pub show: bool,
 }

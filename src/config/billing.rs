@@ -132,10 +132,11 @@ fn tell_what_nodes_need(node: &Section<'_>, listen: &Listen) {
         "is missing, and nodes that share a PostgreSQL journal are told apart by it",
         "add name = \"a\", another one on each node",
     );
-    if listen.http.iter().all(|address| address.ip().is_unspecified()) {
+    // It is what is advertised otherwise.
+    if listen.http.first().is_some_and(|address| address.ip().is_unspecified()) {
         missing(
             "advertise",
-            "is missing, and the address listened on is no way to reach this node",
+            "is missing, and the first address listened on is no way to reach this node",
             ADVERTISE_HINT,
         );
     }
@@ -208,6 +209,7 @@ fn journal_of(
     let directory = section.optional("path", path);
     let connections = section.optional("connections", |value| value.list_of_some(Value::filled));
     let ca_file = section.optional("ca_file", path);
+    let password_file = section.optional("password_file", path);
     let keep_ledger = section.optional("keep_ledger", keep_ledger);
     let useless = |key: &str, engine: &str| {
         if section.has(key) {
@@ -218,6 +220,7 @@ fn journal_of(
         Engine::Embedded => {
             useless("connections", "embedded");
             useless("ca_file", "embedded");
+            useless("password_file", "embedded");
             billing::journal::Engine::Embedded {
                 path: directory.unwrap_or_else(|| state_dir.join("journal")),
             }
@@ -231,7 +234,14 @@ fn journal_of(
                      target_session_attrs=read-write sslmode=verify-full\"], one for each replica set",
                 );
             }
-            billing::journal::Engine::Postgres { connections: connections.unwrap_or_default(), ca_file }
+            let connections = connections.unwrap_or_default();
+            if connections.len() > shards as usize {
+                section.place_of("connections").refuse(
+                    &format!("has {} connections for {shards} shards", connections.len()),
+                    "each replica set has a shard at least: take connections out, or raise shards.count",
+                );
+            }
+            billing::journal::Engine::Postgres { connections, ca_file, password_file }
         }
     };
     section.finish();
@@ -250,7 +260,7 @@ fn keep_ledger(value: Value<'_>) -> Option<Duration> {
     let place = value.place();
     let keep = value.duration()?;
     if keep < KEEP_LEDGER_MIN {
-        place.refuse("is out of bounds", "write from \"1h\" to \"365d\", or nothing to keep all");
+        place.refuse("is out of bounds", "write from \"1h\" to \"366d\", or nothing to keep all");
         return None;
     }
     Some(keep)

@@ -292,7 +292,7 @@ impl<'d> Value<'d> {
         self.value.as_str().and_then(units::parse_duration).or_else(|| {
             self.refuse_value(
                 "is not a duration",
-                "write a whole number and a unit (d, h, m, s, ms, us), e.g. \"30s\"",
+                "write a whole number and a unit (d, h, m, s, ms, us), e.g. \"30s\"; 366d at most",
             )
         })
     }

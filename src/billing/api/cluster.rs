@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::billing::domain::BUCKETS;
 use crate::billing::journal::{MemberState, MemberStatus, ReplicaSetStatus};
-use crate::billing::shard::{Cluster, ShardStatus};
+use crate::billing::shard::{Astray, Cluster, ShardStatus};
 
 #[derive(Debug, Serialize)]
 pub struct ClusterBody {
@@ -62,6 +62,8 @@ struct ShardBody {
     buckets: u32,
     accounts: Option<u64>,
     replica_set: Option<usize>,
+    #[serde(skip)]
+    astray: Astray,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -102,6 +104,7 @@ impl ClusterBody {
         for shard in &shards {
             buckets.add(shard);
             tell_shard(shard, &mut alerts);
+            tell_astray(shard, &mut alerts);
         }
         let known = buckets.available_rw + buckets.available_ro + buckets.unreachable;
         buckets.unknown = u32::from(BUCKETS).saturating_sub(known);
@@ -123,12 +126,14 @@ impl Buckets {
             Availability::AvailableRo => &mut self.available_ro,
             Availability::Unreachable => &mut self.unreachable,
         };
-        *of_state += shard.buckets;
+        let missing = u32::try_from(shard.astray.missing.len()).unwrap_or(u32::MAX).min(shard.buckets);
+        *of_state += shard.buckets - missing;
+        self.unreachable += missing;
     }
 }
 
 fn shard_body(status: ShardStatus, sets: &[ReplicaSetStatus]) -> ShardBody {
-    let ShardStatus { shard, node, advertise, epoch, seq, buckets, accounts, writable } = status;
+    let ShardStatus { shard, node, advertise, epoch, seq, buckets, accounts, astray, writable } = status;
     let set = sets.iter().find(|set| set.shards.contains(&shard));
     // An owner answers reads from memory for as long as it has the lease, which outlives a master by a little.
     let readable = !node.is_empty() && set.is_some_and(|set| set.reachable() && !set.writable());
@@ -148,6 +153,7 @@ fn shard_body(status: ShardStatus, sets: &[ReplicaSetStatus]) -> ShardBody {
         buckets,
         accounts,
         replica_set: set.map(|set| set.index),
+        astray,
     }
 }
 
@@ -164,6 +170,26 @@ fn tell_shard(shard: &ShardBody, alerts: &mut Vec<Alert>) {
         }
     };
     alerts.push(Alert { code, message, light });
+}
+
+/// Of buckets of different kinds as many are named.
+const NAMED_MAX: usize = 20;
+
+fn tell_astray(shard: &ShardBody, alerts: &mut Vec<Alert>) {
+    let Astray { missing, surplus } = &shard.astray;
+    for (buckets, what) in [(missing, "lacks"), (surplus, "has against the map")] {
+        if !buckets.is_empty() {
+            let named: Vec<String> = buckets.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+            let more = if buckets.len() > NAMED_MAX { ", ..." } else { "" };
+            let message = format!(
+                "shard {} {what} {} buckets: {}{more}; see docs/billing-operations.md",
+                shard.shard,
+                buckets.len(),
+                named.join(", ")
+            );
+            alerts.push(Alert { code: "ASTRAY_BUCKETS", message, light: Light::Red });
+        }
+    }
 }
 
 fn tell_replicas(set: &ReplicaSetStatus, alerts: &mut Vec<Alert>) {
@@ -216,6 +242,7 @@ mod tests {
             seq: 9,
             buckets: 500,
             accounts: None,
+            astray: Astray::default(),
             writable,
         }
     }
@@ -230,6 +257,10 @@ mod tests {
             problem: None,
         };
         ReplicaSetStatus { index, shards: shards.to_vec(), members: states.iter().map(member).collect() }
+    }
+
+    fn astray(missing: &[u16], surplus: &[u16]) -> Astray {
+        Astray { missing: missing.to_vec(), surplus: surplus.to_vec() }
     }
 
     #[test]
@@ -284,6 +315,16 @@ mod tests {
                 Light::Red,
                 "UNREACHABLE_REPLICASET UNREACHABLE_OWNER",
                 buckets(500, 0, 500, 0),
+            ),
+            (
+                vec![
+                    ShardStatus { astray: astray(&[1, 2], &[]), ..shard(0, "a", true) },
+                    ShardStatus { astray: astray(&[], &[7]), ..shard(1, "b", true) },
+                ],
+                vec![healthy()],
+                Light::Red,
+                "ASTRAY_BUCKETS ASTRAY_BUCKETS",
+                buckets(998, 0, 2, 0),
             ),
             (
                 vec![shard(0, "a", true)],

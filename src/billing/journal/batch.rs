@@ -22,6 +22,17 @@ impl Batch {
     }
 }
 
+/// A piece of a shard's journal, and what it follows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tail {
+    /// The last batch of all. One that is less than the place asked for: the journal was longer once.
+    pub end: u64,
+    /// Epoch and checksum of the batch at the place asked for, as it was when the batches were read. None: it is not there, because a
+    /// snapshot stands for it, or it never was.
+    pub mark: Option<(u64, u32)>,
+    pub batches: Vec<Batch>,
+}
+
 /// A shard's whole state after the batch `seq`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Snapshot {

@@ -9,9 +9,9 @@
 //! that does not follow the last. The journal repeats no write by itself: a lost answer is `Error::Unknown`. Nothing is
 //! truncated that the ledger still needs.
 //!
-//! Order of calls for an owner: `acquire`; `snapshot`, then `read` until it gives nothing; `append` one at a time, each
-//! `Unknown` followed by `confirm`; `renew` all the while; `put_snapshot`, then `truncate`; `release`. Anybody may `read`, so
-//! that another node tails. Order of calls for whoever projects: `claim`; `snapshot_before` and `read`, or `carry`;
+//! Order of calls for an owner: `acquire`; `snapshot`, then `tail` until it gives nothing; `append` one at a time, each
+//! `Unknown` followed by `confirm`; `renew` all the while; `put_snapshot`, then `truncate`; `release`. Anybody may `read`, and
+//! another node follows by `tail`. Order of calls for whoever projects: `claim`; `snapshot_before` and `read`, or `carry`;
 //! `project`, one at a time.
 //!
 //! Cancellation: a dropped `append` or `put_snapshot` may or may not have happened (`confirm` tells); a dropped `acquire`
@@ -33,13 +33,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use batch::{Batch, Confirmation, Snapshot};
+pub use batch::{Batch, Confirmation, Snapshot, Tail};
 pub use embedded::Embedded;
 pub use error::{Cause, Error};
 pub use framing::checksum;
 pub use lease::{Acquisition, BUCKETS, BucketMap, Lease, Node};
 pub use ledger::{Base, Cursor, Entry, History, Line, LineKind, NoCursor, Stretch, Sweep, Swept};
 pub use pages::{GROUPS, Offers, group_of};
+use postgres::Files;
 pub use postgres::Postgres;
 pub use status::{MemberState, MemberStatus, ReplicaSetStatus};
 
@@ -65,7 +66,21 @@ pub enum Engine {
         connections: Vec<String>,
         /// Authorities for `sslmode=verify-ca` and `verify-full`, PEM.
         ca_file: Option<PathBuf>,
+        /// Holds the password for connection strings that have none, on one line. Read when the journal is opened.
+        password_file: Option<PathBuf>,
     },
+}
+
+impl Engine {
+    /// Its connection strings for people: without passwords.
+    pub fn shown_connections(&self) -> Vec<String> {
+        match self {
+            Engine::Embedded { .. } => Vec::new(),
+            Engine::Postgres { connections, .. } => {
+                connections.iter().map(|text| postgres::without_password(text)).collect()
+            }
+        }
+    }
 }
 
 /// Of `postgres` only: the embedded engine waits for its disk.
@@ -121,10 +136,9 @@ impl Journal {
         }
         match engine {
             Engine::Embedded { path } => Embedded::open(path, *shards).await.map(Journal::Embedded),
-            Engine::Postgres { connections, ca_file } => {
-                Postgres::open(connections, ca_file.as_deref(), *shards, timeouts)
-                    .await
-                    .map(Journal::Postgres)
+            Engine::Postgres { connections, ca_file, password_file } => {
+                let files = Files { ca: ca_file.as_deref(), password: password_file.as_deref() };
+                Postgres::open(connections, files, *shards, timeouts).await.map(Journal::Postgres)
             }
         }
     }
@@ -151,7 +165,13 @@ impl Journal {
     /// The batches after `after_seq`, in order, at least one if there is one, and then as many as `limit_bytes` of
     /// payload allow. An empty answer is the end. Errors: `Truncated`, `Corrupt`, `Unavailable`.
     pub async fn read(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Vec<Batch>, Error> {
-        either!(self, engine => engine.read(shard, after_seq, limit_bytes).await)
+        Ok(self.tail(shard, after_seq, limit_bytes).await?.batches)
+    }
+
+    /// As [`Journal::read`], with what the journal has at `after_seq` itself: whoever has read so far can tell whether these batches
+    /// follow what it read. After a restore, or the failover to a server that lacked something, they need not.
+    pub async fn tail(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Tail, Error> {
+        either!(self, engine => engine.tail(shard, after_seq, limit_bytes).await)
     }
 
     /// Stores a snapshot of any size; once it returns, it is the shard's newest. May be made again after any error but

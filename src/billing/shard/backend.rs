@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::billing::journal::{
     Acquisition, Batch, BucketMap, Confirmation, Error, Journal, Lease, Node, ReplicaSetStatus, Snapshot,
+    Tail,
 };
 use crate::billing::projection::Ledger;
 
@@ -16,7 +17,7 @@ macro_rules! later {
 pub trait Backend: Ledger {
     fn append(&self, batch: &Batch) -> later!(Result<(), Error>);
     fn confirm(&self, shard: u32, epoch: u64, seq: u64, sum: u32) -> later!(Result<Confirmation, Error>);
-    fn read(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> later!(Result<Vec<Batch>, Error>);
+    fn tail(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> later!(Result<Tail, Error>);
     fn put_snapshot(&self, snapshot: &Snapshot) -> later!(Result<(), Error>);
     fn snapshot(&self, shard: u32) -> later!(Result<Option<Snapshot>, Error>);
     fn truncate(&self, shard: u32, through_seq: u64) -> later!(Result<(), Error>);
@@ -38,8 +39,8 @@ impl Backend for Journal {
         Journal::confirm(self, shard, epoch, seq, sum).await
     }
 
-    async fn read(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Vec<Batch>, Error> {
-        Journal::read(self, shard, after_seq, limit_bytes).await
+    async fn tail(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Tail, Error> {
+        Journal::tail(self, shard, after_seq, limit_bytes).await
     }
 
     async fn put_snapshot(&self, snapshot: &Snapshot) -> Result<(), Error> {

@@ -154,6 +154,10 @@ impl<B: Backend> Life<B> {
         };
         self.seat.set_seq(replica.seq);
         self.seat.set_assignment(replica.state.assignment());
+        // Before its first batch a shard has no buckets yet.
+        if replica.seq > 0 {
+            self.seat.compare(&replica.state, &self.transfer.map, *lease);
+        }
         let from = clock::now();
         // After this time an acquired lease would be over.
         let acquired = timeout(*lease, self.acquire()).await;

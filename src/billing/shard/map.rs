@@ -5,7 +5,7 @@
 //! once, from the shard that released to the shard that adopted; whoever finds it changed finds it done.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Guard};
 use tokio::sync::{Mutex, Notify};
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::backend::Backend;
 use crate::billing::journal::{BucketMap, Error};
+use crate::clock;
 use crate::resilience::backoff::Backoff;
 
 /// Between readings that brought nothing new; a moved bucket's map is written within moments.
@@ -22,6 +23,8 @@ const RETRY: Backoff = Backoff { min: Duration::from_millis(5), max: Duration::f
 
 pub struct Map {
     current: ArcSwap<BucketMap>,
+    /// The journal had no newer one then.
+    known_at: parking_lot::Mutex<Instant>,
     /// Somebody found it old.
     doubted: Notify,
     refreshed: Notify,
@@ -33,6 +36,7 @@ impl Map {
     pub fn new(current: BucketMap) -> Map {
         Map {
             current: ArcSwap::from_pointee(current),
+            known_at: parking_lot::Mutex::new(clock::now()),
             doubted: Notify::new(),
             refreshed: Notify::new(),
             setting: Mutex::new(()),
@@ -42,6 +46,11 @@ impl Map {
     /// As this node knows it.
     pub fn current(&self) -> Guard<Arc<BucketMap>> {
         self.current.load()
+    }
+
+    /// When the journal had no newer one.
+    pub fn known_at(&self) -> Instant {
+        *self.known_at.lock()
     }
 
     pub fn shard_of(&self, bucket: u16) -> Option<u32> {
@@ -55,8 +64,9 @@ impl Map {
 
     /// As the journal has it right now.
     pub async fn read<B: Backend>(&self, backend: &B) -> Result<Arc<BucketMap>, Error> {
+        let from = clock::now();
         let fresh = Arc::new(backend.bucket_map().await?);
-        self.learn(&fresh);
+        self.learn(&fresh, from);
         Ok(fresh)
     }
 
@@ -80,10 +90,10 @@ impl Map {
                 () = tokio::time::sleep(every) => {}
                 () = self.doubted.notified() => {}
             }
-            match backend.bucket_map().await {
-                Ok(fresh) if fresh.version > self.current.load().version => {
+            let version = self.current.load().version;
+            match self.read(&backend).await {
+                Ok(fresh) if fresh.version > version => {
                     tracing::debug!(version = fresh.version, "there is a new bucket map");
-                    self.learn(&Arc::new(fresh));
                 }
                 Ok(_) => tokio::time::sleep(AGAIN).await,
                 Err(error) => {
@@ -133,9 +143,10 @@ impl Map {
         to: u32,
         may: impl Fn() -> bool,
     ) -> Result<bool, Error> {
+        let began = clock::now();
         let mut map = backend.bucket_map().await?;
         if map.shards.get(usize::from(bucket)) != Some(&from) {
-            self.learn(&Arc::new(map));
+            self.learn(&Arc::new(map), began);
             return Ok(true);
         }
         if !may() {
@@ -145,13 +156,17 @@ impl Map {
         map.shards.iter_mut().skip(usize::from(bucket)).take(1).for_each(|shard| *shard = to);
         let set = backend.set_bucket_map(&map).await?;
         if set {
-            self.learn(&Arc::new(map));
+            self.learn(&Arc::new(map), began);
         }
         Ok(set)
     }
 
-    fn learn(&self, fresh: &Arc<BucketMap>) {
+    /// `from` is before it was read.
+    fn learn(&self, fresh: &Arc<BucketMap>, from: Instant) {
         self.current.rcu(|current| if fresh.version > current.version { fresh } else { current }.clone());
+        let mut known_at = self.known_at.lock();
+        *known_at = from.max(*known_at);
+        drop(known_at);
         self.refreshed.notify_waiters();
     }
 }

@@ -28,6 +28,7 @@ pub struct Metrics {
     accounts: IntGaugeVec,
     owned: IntGaugeVec,
     outgoing: IntGaugeVec,
+    astray: IntGaugeVec,
     lag: IntGaugeVec,
 }
 
@@ -38,6 +39,7 @@ pub struct Gauges {
     pub accounts: IntGauge,
     pub owned: IntGauge,
     pub outgoing: IntGauge,
+    pub astray: IntGauge,
     pub lag: IntGauge,
 }
 
@@ -122,6 +124,10 @@ impl Metrics {
                 "journal_lag_batches",
                 "Batches of a shard of another node that this one has yet to follow",
             )?,
+            astray: gauge(
+                "buckets_astray",
+                "Buckets that a shard has against the map, or lacks, for longer than a move takes",
+            )?,
             outgoing: gauge(
                 "buckets_outgoing",
                 "Buckets that left a shard of this node and may not have arrived",
@@ -139,6 +145,7 @@ impl Metrics {
             queue: self.queue.with_label_values(&[&shard]),
             accounts: self.accounts.with_label_values(&[&shard]),
             owned: self.owned.with_label_values(&[&shard]),
+            astray: self.astray.with_label_values(&[&shard]),
             outgoing: self.outgoing.with_label_values(&[&shard]),
             lag: self.lag.with_label_values(&[&shard]),
         }

@@ -15,6 +15,7 @@
 //! sends nothing. No time of the journal goes back. A bucket is held by one shard or on its way between two, and whatever comes
 //! twice or late, it is never held by both.
 
+mod astray;
 mod backend;
 mod commit;
 mod forgetting;
@@ -42,6 +43,7 @@ use super::domain::Refusal;
 use super::journal::{self, Cursor, Entry, ReplicaSetStatus};
 use super::notifier;
 
+pub use astray::Astray;
 pub use postbox::{Answer, Postbox, Reply, Slip};
 pub use router::Router;
 pub use seat::Told;
@@ -125,6 +127,8 @@ pub struct ShardStatus {
     pub buckets: u32,
     /// Known on the owner only.
     pub accounts: Option<u64>,
+    /// As this node sees it, which follows every shard.
+    pub astray: Astray,
     /// Can this node have commands done there, by itself or by forwarding?
     pub writable: bool,
 }

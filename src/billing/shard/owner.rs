@@ -11,9 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use super::astray::{self, Astray};
 use super::backend::Backend;
 use super::commit::{Stopped, commit};
 use super::forgetting::Forgetting;
@@ -107,6 +108,7 @@ pub struct Owner<B> {
     /// Snapshots; dropped with the owner.
     beside: JoinSet<()>,
     departures: Departures<B>,
+    looks: Interval,
     inbox: Vec<Request>,
     arrived: Vec<FollowUp>,
     errands: Vec<Errand>,
@@ -148,7 +150,10 @@ impl<B: Backend> Owner<B> {
         }
         office.seat.set_seq(seq);
         let (transfer, tenure) = (Arc::clone(&office.transfer), Arc::clone(&office.tenure));
+        let mut looks = interval_at(Instant::now() + astray::EVERY, astray::EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Owner {
+            looks,
             departures: Departures::new(transfer, tenure, state.outgoing()),
             timers,
             snapshots: Snapshots::new(&office.config),
@@ -226,6 +231,10 @@ impl<B: Backend> Owner<B> {
                 self.timers.end_rebuild(fresh.ok());
                 self.rebuilt = None;
             }
+            _ = self.looks.tick() => {
+                let Office { seat, transfer, config, .. } = &self.office;
+                seat.compare(&self.state, &transfer.map, config.lease);
+            }
             1.. = requests.recv_many(&mut self.inbox, limit) => {}
             () = until_due => {}
             () = until_forgetting => {}
@@ -298,8 +307,14 @@ impl<B: Backend> Owner<B> {
         now: Micros,
         reply: oneshot::Sender<Result<Vec<Account>, Failure>>,
     ) {
-        // Accounts on their way would be told by nobody.
-        let is_whole = self.state.outgoing().next().is_none();
+        // Accounts on their way would be told by nobody; so would those of a bucket that is nowhere, and others twice.
+        let Office { transfer, tenure, .. } = &self.office;
+        let is_as_mapped = Astray::of(&self.state, &transfer.map.current(), tenure.shard).is_empty();
+        if !is_as_mapped {
+            // It may be the map that is late.
+            transfer.map.doubt();
+        }
+        let is_whole = is_as_mapped && self.state.outgoing().next().is_none();
         let place = Arc::clone(&self.listings).try_acquire_owned().ok().filter(|_| is_whole);
         let Some(place) = place else { return drop(reply.send(Err(busy()))) };
         let state = self.state.clone();

@@ -1,7 +1,7 @@
 //! A shard's state as its journal has it: what an owner begins with, and what other nodes keep up to date.
 
 use crate::billing::domain::{self, CodecError, State};
-use crate::billing::journal::{Batch, Error, Snapshot};
+use crate::billing::journal::{Batch, Error, Snapshot, Tail};
 
 use super::backend::Backend;
 
@@ -40,34 +40,9 @@ impl Replica {
         Ok(())
     }
 
-    /// Everything, when nobody writes any more.
-    async fn finish<B: Backend>(&mut self, backend: &B, shard: u32) -> Result<(), Error> {
-        while self.read_on(backend, shard).await? > 0 {}
-        Ok(())
-    }
-
-    /// How many batches one read gave.
-    async fn read_on<B: Backend>(&mut self, backend: &B, shard: u32) -> Result<usize, Error> {
-        let batches = backend.read(shard, self.seq, READ_BYTES).await?;
-        for batch in &batches {
-            self.replay(batch)?;
-        }
-        tokio::task::yield_now().await;
-        Ok(batches.len())
-    }
-
-    /// Brings it to exactly `seq`, the last batch of a lease just acquired, and makes sure that its own last batch is still
-    /// the journal's: a master that failed may have shown one that its replicas never had.
+    /// Brings it to exactly `seq`, the last batch of a lease just acquired.
     pub async fn catch_up<B: Backend>(self, backend: &B, shard: u32, seq: u64) -> Result<Replica, Error> {
         let mut replica = self;
-        if !replica.is_part_of(backend, shard, seq).await? {
-            tracing::warn!(
-                shard,
-                seq = replica.seq,
-                "what was followed is not in the journal, it is read anew"
-            );
-            replica = Replica::load(backend, shard).await?;
-        }
         match replica.finish(backend, shard).await {
             Err(Error::Truncated { .. }) => {
                 replica = Replica::load(backend, shard).await?;
@@ -83,15 +58,47 @@ impl Replica {
         }
     }
 
-    async fn is_part_of<B: Backend>(&self, backend: &B, shard: u32, seq: u64) -> Result<bool, Error> {
-        if self.seq > seq {
-            return Ok(false);
+    /// Everything, when nobody writes any more.
+    async fn finish<B: Backend>(&mut self, backend: &B, shard: u32) -> Result<(), Error> {
+        while self.read_on(backend, shard).await? > 0 {}
+        Ok(())
+    }
+
+    /// How many batches one read gave. What is here may not be the journal's any more: a master that failed may have shown a
+    /// batch that its replicas never had, and a backup may have been restored. Then it is read anew.
+    async fn read_on<B: Backend>(&mut self, backend: &B, shard: u32) -> Result<usize, Error> {
+        let mut tail = backend.tail(shard, self.seq, READ_BYTES).await?;
+        if !self.is_before(shard, &tail)? {
+            tracing::warn!(
+                shard,
+                seq = self.seq,
+                "what was followed is not in the journal any more, the shard is read anew"
+            );
+            *self = Replica::load(backend, shard).await?;
+            tail = backend.tail(shard, self.seq, READ_BYTES).await?;
+            if !self.is_before(shard, &tail)? {
+                let what = format!("a snapshot stands for it, and the journal ends at {}", tail.end);
+                return Err(Error::Corrupt { shard, seq: self.seq, what });
+            }
         }
-        let Some(last) = self.last else { return Ok(true) };
-        match backend.read(shard, self.seq.saturating_sub(1), 1).await {
-            Ok(batches) => Ok(batches.first().is_some_and(|batch| last == (batch.epoch, batch.checksum()))),
-            Err(Error::Truncated { .. }) => Ok(false),
-            Err(error) => Err(error),
+        // What is only known from a snapshot gets its mark here.
+        self.last = tail.mark;
+        for batch in &tail.batches {
+            self.replay(batch)?;
+        }
+        tokio::task::yield_now().await;
+        Ok(tail.batches.len())
+    }
+
+    /// Does it follow the last batch that is in here?
+    fn is_before(&self, shard: u32, tail: &Tail) -> Result<bool, Error> {
+        let Tail { end, mark, batches: _ } = tail;
+        match (self.last, mark) {
+            _ if *end < self.seq => Ok(false),
+            (Some(last), Some(mark)) => Ok(last == *mark),
+            // Nobody can tell.
+            (Some(_), None) => Err(Error::Truncated { shard, through: self.seq }),
+            (None, _) => Ok(true),
         }
     }
 

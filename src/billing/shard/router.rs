@@ -298,7 +298,7 @@ impl Router {
     }
 
     /// Accounts of these shards, by id, above `after`. Each call looks at every account. `Busy` or `Elsewhere` if one is not this
-    /// node's, and `Busy` while a bucket of theirs is on its way, rather than leave its accounts out; whoever puts together what
+    /// node's, and `Busy` while a bucket of theirs is on its way or they have not those of the map, rather than leave its accounts out; whoever puts together what
     /// several nodes tell compares [`Router::map_version`] before and after as well.
     pub async fn list(
         &self,
@@ -443,6 +443,7 @@ fn status(config: &Config, seat: &Seat, lease: Option<&Lease>, buckets: u32) -> 
         seq: seat.seq(),
         buckets,
         accounts: None,
+        astray: seat.astray(),
         writable,
     };
     match &*standing {

@@ -6,15 +6,18 @@ use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{timeout, timeout_at};
 
 use super::Failure;
+use super::astray::{Astray, Watch};
+use super::map::Map;
 use super::metrics::Gauges;
 use super::postbox::Reply;
 use super::tenure::Tenure;
-use crate::billing::domain::{Account, Assignment, Key, Operation};
+use crate::billing::domain::{Account, Assignment, Key, Operation, State};
 use crate::billing::projection::Feed;
 use crate::clock;
 
@@ -106,6 +109,7 @@ pub struct Seat {
     changed: watch::Sender<()>,
     /// Places of requests that wait while it changes hands.
     waiting: Semaphore,
+    watch: Mutex<Watch>,
     /// The journal does not take a batch for longer than callers are patient.
     stuck: AtomicBool,
     /// Someone must act; see the log.
@@ -130,6 +134,7 @@ impl Seat {
             poked: Notify::new(),
             changed: watch::Sender::new(()),
             waiting: Semaphore::new(waiting.min(Semaphore::MAX_PERMITS)),
+            watch: Mutex::default(),
             stuck: AtomicBool::new(false),
             broken: AtomicBool::new(false),
             seq: AtomicU64::new(0),
@@ -226,6 +231,18 @@ impl Seat {
         if self.assignment().as_deref() != assignment {
             self.assignment.store(assignment.cloned().map(Arc::new));
         }
+    }
+
+    /// Are the buckets of a state, which is as of now, those of the map?
+    pub fn compare(&self, state: &State, map: &Map, lease: Duration) {
+        let mut watch = self.watch.lock();
+        let astray = watch.look(state, map, self.shard, lease, clock::now());
+        self.gauges.astray.set(astray.len() as i64);
+    }
+
+    /// Those that are not for longer than a move takes.
+    pub fn astray(&self) -> Astray {
+        self.watch.lock().lasting().clone()
     }
 
     /// Has the shard's task look at the lease at once: it may be this node's.

@@ -6,7 +6,7 @@ use crate::config::billing::{Listen, Notifier, Settings};
 use crate::config::proxy::Log;
 use crate::config::units;
 
-/// A file that loads to these settings.
+/// A file that loads to these settings, but for passwords in connection strings, which are not shown.
 pub fn to_toml(settings: &Settings) -> String {
     let Settings { state_dir, peer_token_file, listen, journal, shards, notifier, log } = settings;
     // What a file cannot set has its default.
@@ -36,10 +36,11 @@ pub fn to_toml(settings: &Settings) -> String {
             out.text("engine", "embedded");
             out.text("path", path.display());
         }
-        billing::journal::Engine::Postgres { connections, ca_file } => {
+        billing::journal::Engine::Postgres { connections: _, ca_file, password_file } => {
             out.text("engine", "postgres");
-            out.texts("connections", connections);
+            out.texts("connections", engine.shown_connections());
             out.maybe_text("ca_file", ca_file.as_ref().map(|path| path.display()));
+            out.maybe_text("password_file", password_file.as_ref().map(|path| path.display()));
         }
     }
     out.maybe_text("keep_ledger", keep.map(units::duration));

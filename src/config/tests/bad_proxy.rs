@@ -354,6 +354,6 @@ fn a_file_without_routes_and_upstreams() {
 fn a_problem_shows_its_place() {
     let problems = settings(&format!("{BASE}  timeout = '30x'")).unwrap_err();
     let expected = "proxy.toml:8:13: route[0].timeout: \"30x\" is not a duration; write a whole number and a unit \
-                    (d, h, m, s, ms, us), e.g. \"30s\"";
+                    (d, h, m, s, ms, us), e.g. \"30s\"; 366d at most";
     assert_eq!(problems.to_string(), expected);
 }

@@ -23,7 +23,7 @@ iproto_users = "/users"
 [journal]
 engine = "embedded"
 path = "/journal"
-keep_ledger = "365d"
+keep_ledger = "366d"
 [shards]
 count = 7
 lease = "2s"
@@ -45,6 +45,7 @@ name = 'a'
 engine = 'postgres'
 connections = ['host=a,b,c target_session_attrs=read-write sslmode=verify-full', 'host=d']
 ca_file = '/ca'
+password_file = '/password'
 ";
 
 fn load(text: &str) -> Settings {
@@ -75,12 +76,17 @@ fn every_value_is_taken() {
     assert_eq!((settings.shards.shards, settings.journal.shards, settings.shards.lease.as_secs()), (7, 7, 2));
     assert_eq!((settings.listen.http.len(), settings.listen.iproto.len()), (2, 1));
     assert_eq!(settings.journal.engine, billing::journal::Engine::Embedded { path: "/journal".into() });
-    assert_eq!(settings.shards.projection.keep.map(|keep| keep.as_secs()), Some(365 * 86_400));
+    assert_eq!(settings.shards.projection.keep.map(|keep| keep.as_secs()), Some(366 * 86_400));
     assert_eq!(settings.notifier.url.as_deref(), Some("https://host:9/off?userID={user_id}"));
-    let billing::journal::Engine::Postgres { connections, ca_file } = load(POSTGRES).journal.engine else {
+    let billing::journal::Engine::Postgres { connections, ca_file, password_file } =
+        load(POSTGRES).journal.engine
+    else {
         panic!("not postgres")
     };
-    assert_eq!((connections.len(), ca_file), (2, Some("/ca".into())));
+    assert_eq!(
+        (connections.len(), ca_file, password_file),
+        (2, Some("/ca".into()), Some("/password".into()))
+    );
 }
 
 #[test]
@@ -90,6 +96,14 @@ fn what_is_shown_loads_to_the_same() {
         let shown = show::billing_to_toml(&settings);
         assert_eq!(load(&shown), settings, "{shown}");
     }
+}
+
+#[test]
+fn no_password_is_shown() {
+    let text = POSTGRES.replace("'host=d'", "'host=d password=hidden user=u', 'postgresql://u:hidden@e/d'");
+    let shown = show::billing_to_toml(&load(&text.replace("[journal]", "[shards]\ncount = 3\n[journal]")));
+    assert!(!shown.contains("hidden") && shown.contains("host=d password=*** user=u"), "{shown}");
+    load(&shown);
 }
 
 /// What the shipped file says of defaults is so, and what it has in comments are keys.
@@ -150,10 +164,24 @@ const BAD: &[Bad] = &[
         "[node]\nname = 'a'\n[listen]\nhttp = '[::]:8200'\n[journal]\nengine = 'postgres'\nconnections = ['host=a']",
         &[(1, "node.advertise", "is no way to reach this node")],
     ),
-    ("[journal]\nkeep_ledger = '59m'", &[(2, "journal.keep_ledger", "from \"1h\"")]),
+    (
+        "[node]\nname = 'a'\n[listen]\nhttp = ['[::]:8200', '127.0.0.1:8201']\n\
+         [journal]\nengine = 'postgres'\nconnections = ['host=a']",
+        &[(1, "node.advertise", "is no way to reach this node")],
+    ),
+    (
+        "[node]\nname = 'a'\n[shards]\ncount = 1\n[journal]\nengine = 'postgres'\nconnections = ['host=a', 'host=b']",
+        &[(7, "journal.connections", "has 2 connections for 1 shards")],
+    ),
+    ("[journal]\nkeep_ledger = '59m'", &[(2, "journal.keep_ledger", "from \"1h\" to \"366d\"")]),
+    ("[journal]\nkeep_ledger = '367d'", &[(2, "journal.keep_ledger", "366d at most")]),
     (
         "[shards]\ncount = 0\nlease = '100ms'",
         &[(2, "shards.count", "from 1 to 1000"), (3, "shards.lease", "out of bounds")],
+    ),
+    (
+        "[journal]\npassword_file = '/p'",
+        &[(2, "journal.password_file", "has no effect with the engine \"embedded\"")],
     ),
     ("[notifier]\nurl = 'http://x/off'", &[(2, "notifier.url", "it needs {user_id}")]),
     ("[notifier]\nsecret_file = '/s'", &[(2, "notifier.secret_file", "has no effect without url")]),

@@ -27,8 +27,8 @@ const LOOKS: usize = 3;
 /// Before what was busy is tried again.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Of one bucket, or of some that were asked of another node together.
-type Failed = (u16, Problem);
+/// Of one bucket; or of some that another node was asked for together, which names one itself.
+type Failed = (Option<u16>, Problem);
 
 impl<S: Shards> Desk<S> {
     /// Moves buckets to a shard, wherever they and it are; all are there when it is `Ok`. Asked again, it goes on.
@@ -48,7 +48,8 @@ impl<S: Shards> Desk<S> {
                 _ => false,
             };
             if !again {
-                return Err(told(buckets.len() - left.len(), buckets.len(), bucket, problem, untouched));
+                let there = (caller == Caller::Client).then_some((buckets.len() - left.len(), buckets.len()));
+                return Err(told(there, bucket, problem, untouched));
             }
             looks -= usize::from(problem.kind == Kind::Loop);
             // Where they are now; if that cannot be read, whoever is asked says so.
@@ -76,7 +77,7 @@ impl<S: Shards> Desk<S> {
                     away.entry(advertise).or_default().push(bucket);
                     continue;
                 }
-                Err(failure) => failed.push((bucket, failure.into())),
+                Err(failure) => failed.push((Some(bucket), failure.into())),
             }
             left.push(bucket);
         }
@@ -88,8 +89,8 @@ impl<S: Shards> Desk<S> {
             (theirs, moved)
         });
         for (theirs, result) in join_all(away).await {
-            if let (Err(problem), Some(first)) = (result, theirs.first()) {
-                failed.push((*first, problem));
+            if let Err(problem) = result {
+                failed.push((None, problem));
                 left.extend(theirs);
             }
         }
@@ -162,12 +163,15 @@ fn worst(failed: Vec<Failed>) -> Option<Failed> {
     failed.into_iter().min_by_key(|(_, problem)| (problem.kind.stops(), is_untouched(problem)))
 }
 
-/// What to tell of many at once: nothing was done only if nothing was for any.
-fn told(there: usize, all: usize, bucket: u16, problem: Problem, untouched: bool) -> Problem {
+/// What to tell of many at once: nothing was done only if nothing was for any. `there`: how many of how many are, for a client; a
+/// node that asked for one counts itself.
+fn told(there: Option<(usize, usize)>, bucket: Option<u16>, problem: Problem, untouched: bool) -> Problem {
     if untouched && is_untouched(&problem) {
         return problem;
     }
     let kind = if problem.kind.stops() { Kind::Unknown } else { problem.kind };
-    let detail = format!("{there} of {all} buckets are there; bucket {bucket}: {}", problem.detail);
+    let there = there.map(|(there, all)| format!("{there} of {all} buckets are there; ")).unwrap_or_default();
+    let bucket = bucket.map(|bucket| format!("bucket {bucket}: ")).unwrap_or_default();
+    let detail = format!("{there}{bucket}{}", problem.detail);
     Problem { detail, ..kind.into() }
 }

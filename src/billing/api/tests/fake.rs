@@ -246,6 +246,7 @@ impl Shards for Fake {
                 seq: 2,
                 buckets: 500,
                 accounts: (node == inner.node).then_some(inner.state.accounts_len() as u64),
+                astray: Default::default(),
                 writable: true,
             })
             .collect();

@@ -455,6 +455,10 @@ async fn operators_ask_any_node() {
     let advertise = other.address.to_string();
     scene.fake.fail(Failure::Elsewhere { node: "b".into(), advertise: advertise.clone() });
     assert_eq!(scene.post("cluster/move", "k", body.clone()).await.status, 200);
+    let refused = scene.post("cluster/move", "k", json!({ "buckets": [0], "to_shard": 1 })).await;
+    assert_eq!(refused.status, 422);
+    let told = refused.json()["detail"].as_str().unwrap().to_owned();
+    assert_eq!(told, detail.replace("1 of 2", "0 of 1"), "as the node that has it would say it");
     let unknown = scene.post("cluster/hand_over", "k", json!({ "shard": 1, "to": "nobody" })).await;
     assert_eq!(
         (unknown.status, &unknown.json()["type"]),

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::ledger::Left;
 use super::{
     Acquisition, Batch, BucketMap, Confirmation, Cursor, Entry, Error, Lease, Line, MemberState,
-    MemberStatus, Node, Offers, ReplicaSetStatus, Snapshot, Stretch, Sweep, Swept, framing,
+    MemberStatus, Node, Offers, ReplicaSetStatus, Snapshot, Stretch, Sweep, Swept, Tail, framing,
 };
 use crate::billing::domain::{Micros, Row};
 #[cfg(test)]
@@ -173,13 +173,8 @@ impl Embedded {
         self.on_thread("confirming a batch", move |store| store.confirm(shard, epoch, seq, checksum)).await
     }
 
-    pub(super) async fn read(
-        &self,
-        shard: u32,
-        after_seq: u64,
-        limit_bytes: usize,
-    ) -> Result<Vec<Batch>, Error> {
-        self.on_thread("reading batches", move |store| store.read(shard, after_seq, limit_bytes)).await
+    pub(super) async fn tail(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Tail, Error> {
+        self.on_thread("reading batches", move |store| store.tail(shard, after_seq, limit_bytes)).await
     }
 
     /// Part by part, so that appends get their turn in between.

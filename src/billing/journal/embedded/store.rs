@@ -9,7 +9,7 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, Pers
 
 use super::Clock;
 use super::heads::Heads;
-use crate::billing::journal::{Batch, BucketMap, Confirmation, Error, framing};
+use crate::billing::journal::{Batch, BucketMap, Confirmation, Error, Tail, framing};
 
 const OPENING: &str = "opening the journal";
 
@@ -210,13 +210,9 @@ impl Store {
         stored.map(|stored| read_batch(shard, seq, &stored)).transpose()
     }
 
-    pub(super) fn read(
-        &mut self,
-        shard: u32,
-        after_seq: u64,
-        limit_bytes: usize,
-    ) -> Result<Vec<Batch>, Error> {
-        let last = self.shard(shard)?.last;
+    pub(super) fn tail(&mut self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Tail, Error> {
+        let end = self.shard(shard)?.last;
+        let mark = self.mark(shard, after_seq)?;
         let (mut batches, mut bytes) = (Vec::new(), 0);
         let range = journal_key(shard, after_seq.saturating_add(1))..=journal_key(shard, u64::MAX);
         for (entry, seq) in self.journal.range(range).zip(after_seq + 1..) {
@@ -230,10 +226,19 @@ impl Store {
             bytes += stored.len();
             batches.push(read_batch(shard, seq, &stored)?);
         }
-        match batches.is_empty() && last > after_seq {
+        match batches.is_empty() && end > after_seq {
             true => Err(self.missing(shard, after_seq + 1)?),
-            false => Ok(batches),
+            false => Ok(Tail { end, mark, batches }),
         }
+    }
+
+    /// Epoch and checksum of a batch, as it is stored.
+    fn mark(&self, shard: u32, seq: u64) -> Result<Option<(u64, u32)>, Error> {
+        let Some(stored) = self.journal.get(journal_key(shard, seq)).map_err(reading(shard, seq))? else {
+            return Ok(None);
+        };
+        let (epoch, checksum, _) = parts(&stored).map_err(|what| Error::Corrupt { shard, seq, what })?;
+        Ok(Some((epoch, checksum)))
     }
 
     /// What it means that a batch before the end is not there.
@@ -271,13 +276,19 @@ fn value(batch: &Batch) -> Vec<u8> {
 
 fn read_batch(shard: u32, seq: u64, stored: &[u8]) -> Result<Batch, Error> {
     let corrupt = |what: String| Error::Corrupt { shard, seq, what };
-    let short = |error: bytes::TryGetError| corrupt(error.to_string());
-    let mut rest = framing::unframed(stored).map_err(corrupt)?;
-    let epoch = rest.try_get_u64().map_err(short)?;
-    let checksum = rest.try_get_u32().map_err(short)?;
-    let batch = Batch { shard, seq, epoch, payload: Bytes::copy_from_slice(rest) };
+    let (epoch, checksum, payload) = parts(stored).map_err(corrupt)?;
+    let batch = Batch { shard, seq, epoch, payload: Bytes::copy_from_slice(payload) };
     framing::compare(checksum, batch.checksum()).map_err(corrupt)?;
     Ok(batch)
+}
+
+/// Epoch, checksum and payload.
+fn parts(stored: &[u8]) -> Result<(u64, u32, &[u8]), String> {
+    let short = |error: bytes::TryGetError| error.to_string();
+    let mut rest = framing::unframed(stored)?;
+    let epoch = rest.try_get_u64().map_err(short)?;
+    let checksum = rest.try_get_u32().map_err(short)?;
+    Ok((epoch, checksum, rest))
 }
 
 pub(super) fn opening(error: fjall::Error, path: &Path) -> Error {

@@ -28,10 +28,16 @@ pub(super) struct HostAddress {
 }
 
 impl Address {
-    pub(super) fn read(text: &str, ca_file: Option<&Path>, connect: Duration) -> Result<Address, Error> {
+    /// `password`: where the string has none.
+    pub(super) fn read(
+        text: &str,
+        ca_file: Option<&Path>,
+        password: Option<&[u8]>,
+        connect: Duration,
+    ) -> Result<Address, Error> {
         let (rest, mode) = take_sslmode(text).map_err(Error::Config)?;
         // The driver's message may quote the string, and with it a password.
-        let all: tokio_postgres::Config = rest.parse().map_err(|error: tokio_postgres::Error| {
+        let mut all: tokio_postgres::Config = rest.parse().map_err(|error: tokio_postgres::Error| {
             Error::Config(format!("connection string: {}", root(&error)))
         })?;
         if all.get_target_session_attrs() == TargetSessionAttrs::ReadOnly {
@@ -39,6 +45,9 @@ impl Address {
                 "connection string: a journal is written, target_session_attrs=read-only cannot do"
                     .to_owned(),
             ));
+        }
+        if let (None, Some(password)) = (all.get_password(), password) {
+            all.password(password);
         }
         let trust = Trust::of(mode.as_deref(), ca_file).map_err(Error::Config)?;
         let hosts: Vec<_> = (0..all.get_hosts().len().max(all.get_hostaddrs().len()))
@@ -131,7 +140,7 @@ fn host(
 
 /// Takes `sslmode` out, which the driver reads in half only (it knows no `verify-ca` and `verify-full`).
 fn take_sslmode(text: &str) -> Result<(String, Option<String>), String> {
-    if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+    if is_uri(text) {
         let Some((base, query)) = text.split_once('?') else { return Ok((text.to_owned(), None)) };
         let (modes, others): (Vec<&str>, Vec<&str>) =
             query.split('&').partition(|pair| pair.starts_with("sslmode="));
@@ -140,22 +149,35 @@ fn take_sslmode(text: &str) -> Result<(String, Option<String>), String> {
     }
     let mut rest = String::with_capacity(text.len());
     let mut mode = None;
+    for (key, value) in pairs(text)? {
+        if key == "sslmode" {
+            mode = Some(value.trim_matches('\'').to_owned());
+        } else {
+            rest.push_str(key);
+            rest.push('=');
+            rest.push_str(value);
+            rest.push(' ');
+        }
+    }
+    Ok((rest, mode))
+}
+
+pub(super) fn is_uri(text: &str) -> bool {
+    text.starts_with("postgres://") || text.starts_with("postgresql://")
+}
+
+/// Keys and values as they are written, with their quotes.
+pub(super) fn pairs(text: &str) -> Result<Vec<(&str, &str)>, String> {
+    let mut pairs = Vec::new();
     let mut left = text.trim_start();
     while !left.is_empty() {
         let equals = left.find('=').ok_or("connection string: a key without a value")?;
         let value = left[equals + 1..].trim_start();
         let length = value_length(value).ok_or("connection string: a quote is not closed")?;
-        if left[..equals].trim_end() == "sslmode" {
-            mode = Some(value[..length].trim_matches('\'').to_owned());
-        } else {
-            rest.push_str(left[..equals].trim_end());
-            rest.push('=');
-            rest.push_str(&value[..length]);
-            rest.push(' ');
-        }
+        pairs.push((left[..equals].trim_end(), &value[..length]));
         left = value[length..].trim_start();
     }
-    Ok((rest, mode))
+    Ok(pairs)
 }
 
 /// How far a value reaches: to white space, or to the closing quote; a backslash keeps what follows it.
@@ -181,7 +203,19 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Address, Error> {
-        Address::read(text, None, Duration::from_secs(2))
+        Address::read(text, None, None, Duration::from_secs(2))
+    }
+
+    #[test]
+    fn a_password_of_a_file_is_for_strings_without_one() {
+        for (text, password) in
+            [("host=a,b user=u", "filed"), ("host=a password=own", "own"), ("postgresql://u:own@a/d", "own")]
+        {
+            let address = Address::read(text, None, Some(b"filed"), Duration::from_secs(2)).unwrap();
+            for host in &address.hosts {
+                assert_eq!(host.config.get_password(), Some(password.as_bytes()), "{text}");
+            }
+        }
     }
 
     #[test]

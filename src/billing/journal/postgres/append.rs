@@ -2,10 +2,12 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
+use super::lease::no_lease;
 use super::{Postgres, Turn, number, signed};
-use crate::billing::journal::{Batch, Cause, Confirmation, Error, framing};
+use crate::billing::journal::{Batch, Cause, Confirmation, Error, Tail, framing};
 
 /// Rows of one answer at most, so that the server never sums up a whole journal to find where the limit of bytes is.
 const ROWS_MAX: i64 = 512;
@@ -52,7 +54,8 @@ impl Postgres {
                     &Framed(payload),
                 ],
             )
-            .await?;
+            .await
+            .map_err(|error| if is_taken(&error) { lease_is_old(*shard, *seq) } else { error })?;
         if rows.is_empty() { Err(self.refusal(batch).await?) } else { Ok(()) }
     }
 
@@ -119,27 +122,36 @@ impl Postgres {
         }
     }
 
-    pub(in crate::billing::journal) async fn read(
+    pub(in crate::billing::journal) async fn tail(
         &self,
         shard: u32,
         after_seq: u64,
         limit_bytes: usize,
-    ) -> Result<Vec<Batch>, Error> {
+    ) -> Result<Tail, Error> {
         const STEP: &str = "reading batches";
+        let set = self.set_of(shard)?;
+        let (id, after) = (i64::from(shard), signed(after_seq)?);
         // The end is looked up first, so whatever is missing before it is missing for good.
-        let end = self.lease(shard).await?.seq;
+        let sql = "select lease.seq, journal.epoch, journal.checksum from lease
+            left join journal on journal.shard = lease.shard and journal.seq = $2 where lease.shard = $1";
+        let rows = set.read(STEP, sql, &[&id, &after]).await?;
+        let row = rows.first().ok_or_else(|| no_lease(shard))?;
+        let (end, known) = (number(row, 0)?, mark(row)?);
         if end <= after_seq {
-            return Ok(Vec::new());
+            return Ok(Tail { end, mark: known, batches: Vec::new() });
         }
+        // The mark comes from this statement too: between the two a master may have given way to another one.
         let sql = "select seq, epoch, checksum, payload from (
                 select seq, epoch, checksum, payload,
                     sum(octet_length(payload)) over (order by seq) - octet_length(payload) as before
-                from (select seq, epoch, checksum, payload from journal
-                    where shard = $1 and seq > $2 order by seq limit $3) as next) as summed
+                from (select seq, epoch, checksum, case when seq > $2 then payload else '' end as payload
+                    from journal where shard = $1 and seq >= $2 order by seq limit $3) as next) as summed
             where before < $4::bigint order by seq";
         let limit = i64::try_from(limit_bytes.max(1)).unwrap_or(i64::MAX);
-        let params: [&(dyn ToSql + Sync); 4] = [&i64::from(shard), &signed(after_seq)?, &ROWS_MAX, &limit];
-        let rows = self.set_of(shard)?.read(STEP, sql, &params).await?;
+        let params: [&(dyn ToSql + Sync); 4] = [&id, &after, &ROWS_MAX, &limit];
+        let mut rows = set.read(STEP, sql, &params).await?;
+        let first = rows.first().map(|row| number(row, 0)).transpose()?;
+        let before = (first == Some(after_seq)).then(|| rows.remove(0));
         let mut batches = Vec::with_capacity(rows.len());
         for (row, seq) in rows.iter().zip(after_seq + 1..) {
             if number(row, 0)? != seq {
@@ -150,7 +162,7 @@ impl Postgres {
         if batches.is_empty() {
             return Err(self.missing(shard, after_seq + 1).await?);
         }
-        Ok(batches)
+        Ok(Tail { end, mark: before.as_ref().map(mark).transpose()?.flatten(), batches })
     }
 
     /// What it means that a batch before the end is not there.
@@ -159,6 +171,29 @@ impl Postgres {
             Some(newest) if newest.seq >= seq => Ok(Error::Truncated { shard, through: newest.seq }),
             _ => Ok(Error::Corrupt { shard, seq, what: "it is missing".to_owned() }),
         }
+    }
+}
+
+/// The journal has a row of that number.
+fn is_taken(error: &Error) -> bool {
+    let Error::Unavailable { source, .. } = error else { return false };
+    let error = source.downcast_ref::<tokio_postgres::Error>();
+    error.and_then(tokio_postgres::Error::code) == Some(&SqlState::UNIQUE_VIOLATION)
+}
+
+fn lease_is_old(shard: u32, seq: u64) -> Error {
+    let what = "it is there, and the table `lease` is from before it: \
+        stop every node and restore all tables from one backup";
+    Error::Corrupt { shard, seq, what: what.to_owned() }
+}
+
+/// Epoch and checksum of a row, if there is one.
+fn mark(row: &Row) -> Result<Option<(u64, u32)>, Error> {
+    let epoch: Option<i64> = row.try_get(1).map_err(Error::unavailable("reading batches"))?;
+    match epoch {
+        // A checksum was 32 bits when it was stored.
+        Some(_) => Ok(Some((number(row, 1)?, number(row, 2)? as u32))),
+        None => Ok(None),
     }
 }
 

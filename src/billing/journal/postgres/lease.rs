@@ -91,8 +91,7 @@ impl Postgres {
     pub(super) async fn lease(&self, shard: u32) -> Result<Lease, Error> {
         let sql = concat!("select ", columns!(), " from lease where shard = $1");
         let rows = self.set_of(shard)?.read("reading a lease", sql, &[&i64::from(shard)]).await?;
-        let missing = || Error::Config(format!("the lease of shard {shard} is not there"));
-        read(rows.first().ok_or_else(missing)?)
+        read(rows.first().ok_or_else(|| no_lease(shard))?)
     }
 
     pub(in crate::billing::journal) async fn leases(&self) -> Result<Vec<Lease>, Error> {
@@ -107,6 +106,12 @@ impl Postgres {
         leases.sort_by_key(|lease| lease.shard);
         Ok(leases)
     }
+}
+
+pub(super) fn no_lease(shard: u32) -> Error {
+    Error::Config(format!(
+        "the table `lease` has no row of shard {shard}: stop every node and restore all tables from one backup"
+    ))
 }
 
 fn microseconds(length: Duration) -> Result<i64, Error> {

@@ -11,6 +11,7 @@ mod append;
 mod lease;
 mod ledger;
 mod pages;
+mod password;
 mod replica_set;
 mod schema;
 mod snapshot;
@@ -20,17 +21,25 @@ mod tls;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio_postgres::Row;
 
-use super::{BucketMap, Error, Timeouts};
+use super::{BucketMap, Error, ReplicaSetStatus, Timeouts};
 use address::Address;
+pub(super) use password::without_password;
 use replica_set::ReplicaSet;
 use schema::Place;
 
 /// Versions of the bucket map that stay beside the newest, for somebody to look at.
 const KEPT_MAPS: u64 = 10;
+
+/// What belongs to the settings and is not in them.
+pub(super) struct Files<'a> {
+    pub(super) ca: Option<&'a Path>,
+    pub(super) password: Option<&'a Path>,
+}
 
 /// Cheap to clone: clones share the connections.
 #[derive(Clone)]
@@ -43,6 +52,8 @@ struct Inner {
     shards: u32,
     /// Of shards acquired here.
     turns: Mutex<HashMap<u32, Turn>>,
+    /// What the servers said last, and when. Locked while they are asked.
+    looked: tokio::sync::Mutex<Option<(Instant, Vec<ReplicaSetStatus>)>>,
 }
 
 /// What an append of this process must find in the lease.
@@ -64,7 +75,7 @@ impl Postgres {
     /// Makes the tables where they are missing. Every replica set must be reachable.
     pub(super) async fn open(
         connections: &[String],
-        ca_file: Option<&Path>,
+        files: Files<'_>,
         shards: u32,
         timeouts: &Timeouts,
     ) -> Result<Postgres, Error> {
@@ -74,11 +85,13 @@ impl Postgres {
                 connections.len()
             )));
         }
+        let password = files.password.map(password::read).transpose().map_err(Error::Config)?;
         let mut sets = Vec::new();
         for text in connections {
-            sets.push(ReplicaSet::new(Address::read(text, ca_file, timeouts.connect)?, timeouts)?);
+            let address = Address::read(text, files.ca, password.as_deref(), timeouts.connect)?;
+            sets.push(ReplicaSet::new(address, timeouts)?);
         }
-        let inner = Arc::new(Inner { sets, shards, turns: Mutex::default() });
+        let inner = Arc::new(Inner { sets, shards, turns: Mutex::default(), looked: Default::default() });
         let journal = Postgres { inner };
         for (index, set) in journal.inner.sets.iter().enumerate() {
             schema::prepare(set, Place { index, count: connections.len() }, shards).await?;

@@ -111,10 +111,13 @@ pub(super) async fn prepare(set: &ReplicaSet, place: Place, shards: u32) -> Resu
     }
     let own = (0..shards).filter(|shard| *shard as usize % place.count == place.index);
     let own: Vec<i64> = own.map(i64::from).collect();
+    // A shard that has batches had a lease: one that begins at 0 would not fit them.
     set.read(
         "adding leases",
         "insert into lease (shard, epoch, turn, seq, node, advertise, expires_at)
             select shard, 0, 0, 0, '', '', now() from unnest($1::bigint[]) as own (shard)
+            where not exists (select 1 from journal where journal.shard = own.shard)
+                and not exists (select 1 from snapshot where snapshot.shard = own.shard)
             on conflict (shard) do nothing",
         &[&own],
     )

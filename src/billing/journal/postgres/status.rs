@@ -1,6 +1,6 @@
 //! What the servers say of themselves and of each other.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 use tokio_postgres::config::TargetSessionAttrs;
@@ -21,8 +21,24 @@ struct Report {
     replicas: Vec<(String, String, String)>,
 }
 
+/// An answer is given again for this long, so that the servers are asked about once a second, however many want to know.
+const FRESH: Duration = Duration::from_secs(1);
+
 impl Postgres {
+    /// Whoever comes while the servers are asked waits for that answer.
     pub(in crate::billing::journal) async fn status(&self) -> Vec<ReplicaSetStatus> {
+        let mut looked = self.inner.looked.lock().await;
+        if let Some((at, status)) = &*looked
+            && at.elapsed() < FRESH
+        {
+            return status.clone();
+        }
+        let status = self.look().await;
+        *looked = Some((Instant::now(), status.clone()));
+        status
+    }
+
+    async fn look(&self) -> Vec<ReplicaSetStatus> {
         let sets = self.inner.sets.iter().enumerate();
         let all = sets.map(|(index, set)| async move {
             let shards =

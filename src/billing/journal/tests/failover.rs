@@ -34,7 +34,7 @@ async fn nothing_acknowledged_is_lost_with_the_master() {
         "host=127.0.0.1,127.0.0.1 port={},{} user=forefront dbname=postgres target_session_attrs=read-write",
         master.port, replica.port
     );
-    let engine = Engine::Postgres { connections: vec![connection], ca_file: None };
+    let engine = Engine::Postgres { connections: vec![connection], ca_file: None, password_file: None };
     let journal = Journal::open(&Config { engine, shards: 1, timeouts: TIMEOUTS }).await.unwrap();
     let epoch = acquired(journal.acquire(0, &node("a"), LEASE).await.unwrap()).epoch;
 
@@ -79,16 +79,24 @@ async fn nothing_acknowledged_is_lost_with_the_master() {
         read_all(&journal, 0, 0).await,
         (1..=next.seq).map(|seq| batch(0, seq, epoch)).collect::<Vec<_>>()
     );
-    let members = journal.status().await.remove(0).members;
-    let states: Vec<MemberState> = members.iter().map(|member| member.state).collect();
-    assert_eq!(states, [MemberState::Unreachable, MemberState::Writable]);
+    // What was told before is told for about a second more.
+    eventually("the status is an old one", async || {
+        let members = journal.status().await.remove(0).members;
+        let states = [MemberState::Unreachable, MemberState::Writable];
+        members.iter().map(|member| member.state).eq(states).then_some(())
+    })
+    .await;
 }
 
 /// Cancelling the wait for a replica makes PostgreSQL report success, which must not be believed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_no_replica_has_is_not_acknowledged() {
     let master = cluster::Cluster::start(&[]);
-    let engine = Engine::Postgres { connections: vec![master.connection("postgres")], ca_file: None };
+    let engine = Engine::Postgres {
+        connections: vec![master.connection("postgres")],
+        ca_file: None,
+        password_file: None,
+    };
     let timeouts = Timeouts { answer: Duration::from_secs(20), ..TIMEOUTS };
     let journal = Journal::open(&Config { engine, shards: 1, timeouts }).await.unwrap();
     let epoch = acquired(journal.acquire(0, &node("a"), LEASE).await.unwrap()).epoch;

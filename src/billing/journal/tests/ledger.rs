@@ -500,7 +500,7 @@ async fn a_projection_whose_answer_was_lost_is_made_once() {
     let database = cluster::shared().database().await;
     let cutter = Cutter::marking(cluster::shared().port, "COMMIT").await;
     let open = async |connection: String| {
-        let engine = Engine::Postgres { connections: vec![connection], ca_file: None };
+        let engine = Engine::Postgres { connections: vec![connection], ca_file: None, password_file: None };
         Journal::open(&Config { engine, shards: 1, timeouts: Timeouts::default() }).await.unwrap()
     };
     let cut = format!("host=127.0.0.1 port={} user=forefront dbname={database} sslmode=disable", cutter.port);

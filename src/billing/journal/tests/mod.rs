@@ -138,7 +138,7 @@ impl Bed {
             Bed::Embedded { journal, .. } => journal.clone(),
             Bed::Postgres { database } => {
                 let connections = vec![cluster::shared().connection(database)];
-                let engine = Engine::Postgres { connections, ca_file: None };
+                let engine = Engine::Postgres { connections, ca_file: None, password_file: None };
                 Journal::open(&Config { engine, shards: 3, timeouts: Timeouts::default() }).await.unwrap()
             }
         }

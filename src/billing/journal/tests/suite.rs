@@ -31,6 +31,7 @@ on_both_engines! {
     the_bucket_map_is_changed_by_one_at_a_time,
     a_confirmation_tells_what_is_there,
     another_node_tails,
+    a_tail_tells_what_it_follows,
     shards_know_nothing_of_each_other,
     what_was_acknowledged_is_there_after_a_restart,
     unknown_shards_are_refused,
@@ -260,6 +261,36 @@ async fn another_node_tails(bed: Bed) {
         assert!(Instant::now() < deadline, "the follower is stuck at {seen}");
     }
     writing.await.unwrap();
+}
+
+async fn a_tail_tells_what_it_follows(bed: Bed) {
+    let journal = bed.node().await;
+    let epoch = acquired(journal.acquire(0, &node("a"), LEASE).await.unwrap()).epoch;
+    for seq in 1..=5 {
+        journal.append(&batch(0, seq, epoch)).await.unwrap();
+    }
+    let tail = async |after, limit| {
+        let Tail { end, mark, batches } = journal.tail(0, after, limit).await.unwrap();
+        assert_eq!(
+            batches.len(),
+            batches.iter().zip(after + 1..).filter(|(one, seq)| one.seq == *seq).count()
+        );
+        (end, mark, batches.len())
+    };
+    let mark = |seq| Some((epoch, batch(0, seq, epoch).checksum()));
+    assert_eq!(tail(0, usize::MAX).await, (5, None, 5));
+    assert_eq!(tail(2, usize::MAX).await, (5, mark(2), 3));
+    assert_eq!(tail(2, 1).await, (5, mark(2), 1));
+    assert_eq!(tail(5, usize::MAX).await, (5, mark(5), 0));
+    assert_eq!(tail(6, usize::MAX).await, (5, None, 0), "it was longer once");
+    assert_eq!(tail(u64::MAX >> 1, usize::MAX).await, (5, None, 0));
+
+    let snapshot = Snapshot { shard: 0, seq: 4, epoch, payload: Bytes::new() };
+    journal.put_snapshot(&snapshot).await.unwrap();
+    project_nothing(&journal, 0, epoch, 5).await;
+    journal.truncate(0, 3).await.unwrap();
+    assert_eq!(tail(3, usize::MAX).await, (5, None, 2), "a snapshot stands for it");
+    assert_eq!(tail(4, usize::MAX).await, (5, mark(4), 1));
 }
 
 async fn shards_know_nothing_of_each_other(bed: Bed) {

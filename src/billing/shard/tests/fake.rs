@@ -12,7 +12,7 @@ use super::super::backend::Backend;
 use crate::billing::domain::{self, Row, State};
 use crate::billing::journal::{
     Acquisition, Base, Batch, BucketMap, Confirmation, Cursor, Error, History, Lease, Line, Node, Offers,
-    ReplicaSetStatus, Snapshot, Stretch, Sweep, Swept,
+    ReplicaSetStatus, Snapshot, Stretch, Sweep, Swept, Tail,
 };
 use crate::billing::projection::{self, Ledger};
 use crate::clock;
@@ -183,6 +183,16 @@ impl Fake {
             own.clone_from(map);
         }
         next
+    }
+
+    /// As a backup has it that was made when this batch was the last.
+    pub fn restore(&self, shard: u32, seq: u64) {
+        let shard = &mut self.world.lock().shards[shard as usize];
+        for batches in [&mut shard.batches, &mut shard.archive] {
+            batches.retain(|batch| batch.seq <= seq);
+        }
+        shard.snapshots.retain(|snapshot| snapshot.seq <= seq);
+        shard.projected = shard.projected.min(seq);
     }
 
     /// Nobody, while it is kept for somebody.
@@ -401,7 +411,7 @@ impl Ledger for Fake {
     }
 
     async fn batches(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Vec<Batch>, Error> {
-        Backend::read(self, shard, after_seq, limit_bytes).await
+        Ok(self.tail(shard, after_seq, limit_bytes).await?.batches)
     }
 
     async fn newest_snapshot(&self, shard: u32) -> Result<Option<Snapshot>, Error> {
@@ -467,7 +477,7 @@ impl Backend for Fake {
         })
     }
 
-    async fn read(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Vec<Batch>, Error> {
+    async fn tail(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> Result<Tail, Error> {
         self.pass("read").await?;
         if self.link.blinds.load(SeqCst) && self.link.leases.load(SeqCst) > 0 {
             return Err(Fake::unavailable("read"));
@@ -483,7 +493,12 @@ impl Backend for Fake {
             bytes += batch.payload.len();
             first || bytes <= limit_bytes
         };
-        Ok(batches.iter().filter(|batch| batch.seq > after_seq).take_while(fits).cloned().collect())
+        let before = batches.iter().find(|batch| batch.seq == after_seq);
+        Ok(Tail {
+            end: batches.last().map_or(*truncated, |batch| batch.seq),
+            mark: before.map(|batch| (batch.epoch, batch.checksum())),
+            batches: batches.iter().filter(|batch| batch.seq > after_seq).take_while(fits).cloned().collect(),
+        })
     }
 
     async fn put_snapshot(&self, snapshot: &Snapshot) -> Result<(), Error> {

@@ -1,6 +1,7 @@
 //! Shards at their boundary, the [`Router`]: on the embedded journal where durability counts, on a journal in memory whose
 //! answers can be lost where failures count.
 
+mod astray;
 mod durable;
 mod fake;
 mod hand_over;

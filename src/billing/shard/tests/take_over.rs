@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::super::backend::Backend;
 use super::super::tenure::Tenure;
 use super::super::{Failure, Router, WallClock};
 use super::fake::{Fake, Faults};
 use super::{START, add, config, create, insist, key, settled, start, withdraw};
-use crate::billing::domain::{AccountState, Money};
-use crate::billing::journal::{Lease, Node};
+use crate::billing::domain::{self, AccountState, Command, Money};
+use crate::billing::journal::{Acquisition, Batch, Lease, Node};
 use crate::billing::notifier;
 use crate::billing::notifier::receiver::{Manner, Receiver};
 use crate::clock;
@@ -81,6 +82,44 @@ async fn a_follower_says_how_far_it_is_behind() {
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!((lag(&a), lag(&b)), (0, 0), "it caught up");
+}
+
+/// A backup is restored while a node follows, or a master takes over that lacks what the node has read; then another owner writes.
+#[tokio::test(start_paused = true)]
+async fn a_follower_begins_anew_if_the_journal_is_another_one() {
+    for (written, what) in [(1, "shorter"), (2, "as long"), (4, "longer")] {
+        let (fake, wall) = (Fake::new(1), WallClock::since(START));
+        let (a, b) = two(&fake, &fake.another(), &wall).await;
+        a.operate(1, key("create"), create(100, 0)).await.unwrap();
+        for n in 0..3 {
+            a.operate(1, key(&format!("{n}")), add(1)).await.unwrap();
+        }
+        let last = a.0.seats[0].seq();
+        a.crash().await;
+        while b.0.seats[0].seq() < last {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        fake.restore(0, last - 2);
+        let thief = fake.another();
+        thief.steals(true);
+        let node = Node { name: "c".to_owned(), advertise: "c:8200".to_owned() };
+        let taken = thief.acquire(0, &node, Duration::from_secs(4)).await.unwrap();
+        let Acquisition::Acquired(lease) = taken else { panic!("{taken:?}") };
+        for n in 1..=written {
+            let command =
+                Command::Operate { key: key(&format!("c's {n}")), account: 1, operation: add(1000) };
+            let mut payload = Vec::new();
+            domain::Batch { at: wall.now(), commands: vec![command] }.encode(&mut payload);
+            let (seq, payload) = (lease.seq + n, payload.into());
+            thief.append(&Batch { shard: 0, seq, epoch: lease.epoch, payload }).await.unwrap();
+        }
+        while matches!(b.get(1).await, Err(Failure::Elsewhere { .. })) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let balance = insist(&b, 1, "b's", add(1)).await.unwrap().balance;
+        assert_eq!(balance, Money::new(102 + 1000 * written as i64), "it is {what}");
+        assert_eq!(fake.replay(0).account(1, START).unwrap().balance, balance, "it is {what}");
+    }
 }
 
 /// A node that cannot reach the journal writes, answers and reads nothing once its lease is over, and follows when it can.
@@ -256,7 +295,6 @@ async fn lost_answers_are_looked_up() {
 /// Somebody else writes with the node's name: it must stop, and say so.
 #[tokio::test(start_paused = true)]
 async fn a_fenced_owner_stops_at_once() {
-    use super::super::backend::Backend;
     let (fake, wall) = (Fake::new(1), WallClock::since(START));
     let a = start(config("a", 1), &fake, &wall, notifier::Config::default()).await;
     settled(&a).await;
