@@ -1,6 +1,6 @@
 //! The ledger of this engine: a store of its own beside the journal's, so that an append never waits for the ledger's writes.
 //!
-//! Nothing here waits for the disk but [`Ledger::secure`], which truncation asks before batches go. What a crash takes is
+//! Nothing depends on the disk but [`Ledger::secure`], which truncation asks before batches go. What a crash takes is
 //! derived again: the ledger comes back as it was some writes ago, at whatever batch it says, because the lines up to there
 //! were in that write, or in those before it. A snapshot alone is more than one write; what is left of one that was torn is
 //! taken out before the next.
@@ -22,8 +22,9 @@ use crate::billing::journal::{
     Cursor, Entry, Error, GROUPS, Line, LineKind, Offers, Stretch, Sweep, Swept, framing, group_of,
 };
 
-/// Memory for pages that are in no table yet, and for those read. Histories are mostly of what is new.
-const MEMTABLE_BYTES: u64 = 32 << 20;
+/// Memory for pages that are in no table yet, and for those read. Histories are mostly of what is new. What is made a table is
+/// flushed to the disk at once, and a batch of the journal waits for that.
+const MEMTABLE_BYTES: u64 = 4 << 20;
 const CACHE_BYTES: u64 = 8 << 20;
 const LOG_BYTES: u64 = 128 << 20;
 
@@ -134,6 +135,7 @@ impl Ledger {
             self.insert(&mut write, stretch, &mut numbers, lines);
             let full = std::mem::replace(&mut write, self.database.batch());
             commit(&mut self.broken, &self.closing, full)?;
+            self.flush()?;
         }
         self.finish(write, stretch)
     }
@@ -190,7 +192,7 @@ impl Ledger {
         self.move_to(shard, moved, &mut write);
         commit(&mut self.broken, &self.closing, write)?;
         *self.progress(shard)? = moved;
-        Ok(())
+        self.flush()
     }
 
     fn move_to(&self, shard: u32, progress: Progress, write: &mut fjall::OwnedWriteBatch) {
@@ -204,10 +206,16 @@ impl Ledger {
     /// The last batch whose lines are on the disk for good.
     pub(super) fn secure(&mut self, shard: u32) -> Result<u64, Error> {
         let seq = self.progress(shard)?.seq;
+        self.flush()?;
+        Ok(seq)
+    }
+
+    /// After each write, and not for its own sake: what the system has not written yet when somebody must be sure of it goes to
+    /// the disk at once, and a batch of the journal waits for all of that.
+    fn flush(&mut self) -> Result<(), Error> {
         let persisted = self.database.persist(PersistMode::SyncData);
         self.broken |= persisted.is_err();
-        persisted.map_err(Error::unavailable(WRITING))?;
-        Ok(seq)
+        persisted.map_err(Error::unavailable(WRITING))
     }
 
     // ---------------------------------------------------------------------------------------------------------- reads

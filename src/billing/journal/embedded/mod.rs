@@ -177,7 +177,7 @@ impl Embedded {
         self.on_thread("reading batches", move |store| store.tail(shard, after_seq, limit_bytes)).await
     }
 
-    /// Part by part, so that appends get their turn in between.
+    /// Part by part, so that appends and the disk get their turn in between.
     pub(super) async fn put_snapshot(&self, snapshot: &Snapshot) -> Result<(), Error> {
         const STEP: &str = "writing a snapshot";
         let Snapshot { shard, seq, epoch, payload } = snapshot.clone();
@@ -186,6 +186,7 @@ impl Embedded {
             let part = payload.slice(start..payload.len().min(start + framing::PART_BYTES));
             let at = parts;
             self.on_thread(STEP, move |store| store.put_part(shard, seq, epoch, at, &part)).await?;
+            tokio::time::sleep(framing::PART_REST).await;
             parts += 1;
         }
         let checksum = snapshot.checksum();
@@ -203,7 +204,9 @@ impl Embedded {
     pub(super) async fn truncate(&self, shard: u32, through_seq: u64) -> Result<(), Error> {
         const STEP: &str = "truncating";
         let secured = self.on_ledger(STEP, move |ledger| ledger.secure(shard)).await?;
-        while !self.on_thread(STEP, move |store| store.truncate_some(shard, through_seq, secured)).await? {}
+        while !self.on_thread(STEP, move |store| store.truncate_some(shard, through_seq, secured)).await? {
+            tokio::time::sleep(framing::FORGET_REST).await;
+        }
         Ok(())
     }
 

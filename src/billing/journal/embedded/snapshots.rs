@@ -5,8 +5,8 @@ use bytes::{Buf, BufMut, BytesMut};
 use super::store::{Store, journal_key, reading, seq_of};
 use crate::billing::journal::{Error, Snapshot, framing};
 
-/// Batches forgotten in one go; appends wait so long.
-const FORGOTTEN_MAX: usize = 1000;
+/// Batches, or parts of snapshots, forgotten in one go; appends wait so long.
+const FORGOTTEN_MAX: usize = 250;
 
 impl Store {
     pub(super) fn newest_snapshot(
@@ -102,9 +102,21 @@ impl Store {
         let Some((newest, _)) = self.newest_snapshot(shard)? else { return Ok(true) };
         let mut write = self.write();
         let through = through_seq.min(kept.seq);
-        let old = journal_key(shard, 0)..=journal_key(shard, through);
-        for entry in self.journal.range(old).take(FORGOTTEN_MAX) {
-            write.remove(&self.journal, entry.key().map_err(reading(shard, 0))?);
+        // From there on, because a search steps over everything that was removed before.
+        let first = self.forgotten.get(shard as usize).map_or(1, |last| last + 1);
+        if first <= through {
+            let mut last = first;
+            let old = journal_key(shard, first)..=journal_key(shard, through);
+            for entry in self.journal.range(old).take(FORGOTTEN_MAX) {
+                let key = entry.key().map_err(reading(shard, 0))?;
+                last = seq_of(&key);
+                write.remove(&self.journal, key);
+            }
+            if !write.is_empty() {
+                self.commit("truncating", write)?;
+                self.forgotten.iter_mut().skip(shard as usize).take(1).for_each(|known| *known = last);
+                return Ok(false);
+            }
         }
         let first = SnapshotKey { shard, seq: 0, epoch: 0 };
         let mut forget = |keyspace: &fjall::Keyspace, end: Vec<u8>, kept: Vec<u8>| -> Result<(), Error> {

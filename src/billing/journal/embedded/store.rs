@@ -14,7 +14,7 @@ use crate::billing::journal::{Batch, BucketMap, Confirmation, Error, Tail, frami
 const OPENING: &str = "opening the journal";
 
 /// Memory for what the log holds and no table yet, and for blocks read. A journal is read once, at its start.
-const MEMTABLE_BYTES: u64 = 32 << 20;
+const MEMTABLE_BYTES: u64 = 4 << 20;
 const CACHE_BYTES: u64 = 8 << 20;
 /// The log is cut when all of it is in tables; this bounds it, and with it the time to open.
 const LOG_BYTES: u64 = 256 << 20;
@@ -32,6 +32,8 @@ pub(super) struct Store {
     /// `buckets` -> version, version of the map, shards.
     pub(super) settings: Keyspace,
     pub(super) shards: Vec<Shard>,
+    /// Batches of each shard up to which they are gone, as far as is known.
+    pub(super) forgotten: Vec<u64>,
     pub(super) buckets: BucketMap,
     heads: Heads,
     pub(super) clock: Clock,
@@ -75,6 +77,7 @@ impl Store {
             settings: keyspace("setting", plain)?,
             database,
             shards: Vec::new(),
+            forgotten: vec![0; shards as usize],
             buckets: BucketMap::spread(shards),
             heads,
             clock,

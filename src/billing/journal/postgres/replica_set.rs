@@ -231,6 +231,10 @@ impl ReplicaSet {
     }
 }
 
+/// Between pieces of a copy. A commit of the journal flushes all that the server has logged before it, so a copy at full speed would
+/// make commits wait for megabytes.
+const BREATH: Duration = Duration::from_millis(1);
+
 /// What [`ReplicaSet::fill`] does.
 pub(super) struct Filling<'a> {
     /// Changes one row, or none, and then that is all.
@@ -275,6 +279,9 @@ impl Filling<'_> {
                 while copied < COPIED_BYTES
                     && let Some(piece) = pieces.next()
                 {
+                    if copied > 0 {
+                        tokio::time::sleep(BREATH).await;
+                    }
                     copied += piece.len();
                     sink.feed(piece).await?;
                 }

@@ -65,8 +65,9 @@ const LEDGER: &[&str] = &[
 
 /// What a database may not know, and is used without: how rows are kept, and what only others read. Bytes of the journal
 /// do not compress, and a page of lines is read whole.
-const OPTIONS: [&str; 6] = [
+const OPTIONS: [&str; 7] = [
     "alter table journal alter column payload set storage external",
+    "alter table snapshot_part alter column payload set storage external",
     "alter table ledger_page alter column accounts set storage plain, alter column seqs set storage plain,
         alter column positions set storage plain, alter column kinds set storage plain,
         alter column ats set storage plain, alter column amounts set storage plain,

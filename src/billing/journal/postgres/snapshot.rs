@@ -8,8 +8,10 @@ use super::append::Framed;
 use super::{Postgres, number, signed};
 use crate::billing::journal::{Error, Snapshot, framing};
 
-/// Batches deleted by one statement.
-const DELETED_MAX: u64 = 2000;
+/// Batches deleted by one statement, and parts of snapshots. A batch that is to be durable waits for what the server logged before
+/// it.
+const DELETED_MAX: u64 = 500;
+const DELETED_PARTS_MAX: i64 = 64;
 
 /// A row of `snapshot`.
 #[derive(Clone, Copy, PartialEq)]
@@ -40,6 +42,7 @@ impl Postgres {
                 "insert into snapshot_part (shard, seq, epoch, part, payload) values ($1, $2, $3, $4, $5)
                 on conflict (shard, seq, epoch, part) do update set payload = excluded.payload";
             set.write(STEP, sql, &[&id, &seq, &epoch, &parts, &Framed(part)]).await?;
+            tokio::time::sleep(framing::PART_REST).await;
             parts += 1;
         }
         let sql = "insert into snapshot (shard, seq, epoch, checksum, parts)
@@ -140,16 +143,25 @@ impl Postgres {
             }
             let sql = "delete from journal where shard = $1 and seq <= $2";
             set.write(STEP, sql, &[&id, &signed(through.min(first + DELETED_MAX - 1))?]).await?;
+            tokio::time::sleep(framing::FORGET_REST).await;
         }
-        let params: [&(dyn ToSql + Sync); 5] =
-            [&id, &signed(newest.seq)?, &signed(newest.epoch)?, &signed(kept.seq)?, &signed(kept.epoch)?];
-        for sql in [
-            "delete from snapshot where shard = $1 and (seq < $2 or (seq = $2 and epoch < $3))
-                and not (seq = $4 and epoch = $5)",
-            "delete from snapshot_part where shard = $1 and (seq < $2 or (seq = $2 and epoch < $3))
-                and not (seq = $4 and epoch = $5)",
-        ] {
-            set.write(STEP, sql, &params).await?;
+        let (newest_seq, newest_epoch) = (signed(newest.seq)?, signed(newest.epoch)?);
+        let (kept_seq, kept_epoch) = (signed(kept.seq)?, signed(kept.epoch)?);
+        let old: [&(dyn ToSql + Sync); 5] = [&id, &newest_seq, &newest_epoch, &kept_seq, &kept_epoch];
+        let sql = "delete from snapshot where shard = $1 and (seq < $2 or (seq = $2 and epoch < $3))
+            and not (seq = $4 and epoch = $5)";
+        set.write(STEP, sql, &old).await?;
+        let sql = "with old as (
+                select shard, seq, epoch, part from snapshot_part
+                where shard = $1 and (seq < $2 or (seq = $2 and epoch < $3)) and not (seq = $4 and epoch = $5)
+                order by shard, seq, epoch, part limit $6)
+            delete from snapshot_part using old
+            where snapshot_part.shard = old.shard and snapshot_part.seq = old.seq
+                and snapshot_part.epoch = old.epoch and snapshot_part.part = old.part
+            returning snapshot_part.part";
+        let [shard, seq, epoch, kept, of] = old;
+        while !set.write(STEP, sql, &[shard, seq, epoch, kept, of, &DELETED_PARTS_MAX]).await?.is_empty() {
+            tokio::time::sleep(framing::FORGET_REST).await;
         }
         Ok(())
     }
