@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Config, Metrics};
 use crate::billing::domain::Micros;
-use crate::billing::journal::{Line, Offers};
+use crate::billing::journal::{Line, LineKind, Offers};
 
 /// The owner's end, and that of whoever waits for the ledger. Cheap to clone.
 #[derive(Clone)]
@@ -125,8 +125,10 @@ impl Feed {
             shared.overflows.inc();
             shared.urgent.notify_one();
         } else {
+            // A history goes on in another shard, whose readers cannot hurry this one.
+            let leaves = lines.iter().any(|line| line.kind == LineKind::Released);
             queue.offers.push_back((seq, at, lines));
-            if queue.lines >= shared.chunk_lines {
+            if leaves || queue.lines >= shared.chunk_lines {
                 shared.urgent.notify_one();
             }
         }
