@@ -18,7 +18,8 @@ CONFIGURED_SECONDS = 20
 SCOPE = "billing"
 
 # Small, for three on one machine; what makes a commit durable is as it comes. A standby looks for the new master each half
-# second, not each five as it comes: no commit is acknowledged before it has found it.
+# second, not each five as it comes: no commit is acknowledged before it has found it. For the same reason without slots, which
+# Patroni makes at a new master only when its next loop begins; `wal_keep_size` is there in their place.
 SETTINGS = {
     "shared_buffers": "32MB",
     "max_connections": 60,
@@ -75,7 +76,7 @@ class Member:
                     "maximum_lag_on_failover": 1 << 20,
                     "synchronous_mode": True,
                     "synchronous_mode_strict": True,
-                    "postgresql": {"use_pg_rewind": True, "parameters": SETTINGS},
+                    "postgresql": {"use_pg_rewind": True, "use_slots": False, "parameters": SETTINGS},
                 },
                 "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "data-checksums"],
             },
