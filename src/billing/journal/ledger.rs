@@ -34,7 +34,7 @@ pub struct Line {
     pub charged: Money,
     /// The account after it.
     pub after: Row,
-    /// The command's, if it had one.
+    /// The command's, if it had one; of a move, which one it was.
     pub key: Option<Key>,
 }
 
@@ -43,7 +43,7 @@ pub enum LineKind {
     Event(EventKind),
     /// The account as a snapshot had it: what was before is not in the ledger.
     Carried,
-    /// The account came from another shard, where the lines before this one are.
+    /// The account came from another shard, where the lines before this one are: before a `Released` with the same key.
     Adopted,
     /// The account went to another shard.
     Released,
@@ -80,25 +80,36 @@ impl Line {
         Line { seq, position, kind: LineKind::Event(kind), at, amount, charged, after, key }
     }
 
-    /// Of an account that came, went or was carried over as it was.
+    /// Of an account that came or went with its bucket, at this generation, which tells the move apart from all others.
+    pub fn of_move(
+        (seq, position): (u64, u32),
+        kind: LineKind,
+        at: Micros,
+        after: Row,
+        (bucket, generation): (u16, u64),
+    ) -> Line {
+        let key = Key::new(format!("{bucket}-{generation}").as_bytes());
+        Line { key, ..Line::of_row(seq, position, kind, at, after) }
+    }
+
+    /// Of an account as it was.
     pub fn of_row(seq: u64, position: u32, kind: LineKind, at: Micros, after: Row) -> Line {
         Line { seq, position, kind, at, amount: Money::ZERO, charged: Money::ZERO, after, key: None }
     }
-}
 
-impl Line {
     /// Whether the account, in any shard, has no older one.
     pub(super) fn is_first(&self) -> bool {
         self.kind == LineKind::Event(EventKind::Created)
     }
 
-    /// Whether it is one of these, and the account was so after it.
-    pub(super) fn left(&self, which: Left, row: &Row) -> bool {
-        let counts = match which {
-            Left::Told => matches!(self.kind, LineKind::Event(_) | LineKind::Carried),
-            Left::Released => self.kind == LineKind::Released,
-        };
-        counts && self.after == *row
+    /// Whether the account went by it, to come by the other.
+    pub(super) fn went_to(&self, adopted: &Line) -> bool {
+        self.kind == LineKind::Released && self.key == adopted.key
+    }
+
+    /// Whether it, and so all before it, are older than the last change before a move.
+    pub(super) fn is_before(&self, adopted: &Line) -> bool {
+        self.after.since < adopted.after.since || self.is_first()
     }
 }
 
@@ -111,11 +122,21 @@ pub struct Entry {
 
 /// The place of a line in the history of its account; what comes after it in a listing is older. It stays right whatever is
 /// written or forgotten. Its text is nobody else's business.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cursor {
     pub(super) shard: u32,
     pub(super) seq: u64,
     pub(super) position: u32,
+}
+
+impl Cursor {
+    /// Itself in its own shard, and the end of any other.
+    pub(super) fn in_shard(self, shard: u32) -> Cursor {
+        match shard == self.shard {
+            true => self,
+            false => Cursor { shard, seq: u64::MAX, position: u32::MAX },
+        }
+    }
 }
 
 impl From<&Entry> for Cursor {
@@ -225,11 +246,10 @@ impl Journal {
                     LineKind::Event(_) | LineKind::Carried => history.entries.push(entry),
                     LineKind::Released => {}
                     LineKind::Adopted => {
-                        let (maker, whole) = self.before_the_move(&entry).await?;
+                        let (released, whole) = self.before_the_move(&entry).await?;
                         history.whole &= whole;
-                        let Some(maker) = maker else { break 'pages };
-                        place = Cursor::from(&maker);
-                        history.entries.push(maker);
+                        let Some(released) = released else { break 'pages };
+                        place = released;
                         continue 'pages;
                     }
                 }
@@ -245,28 +265,18 @@ impl Journal {
         Ok(history)
     }
 
-    /// The line that made the account what it was when it was adopted, wherever that is; and whether nothing is left out.
-    ///
-    /// It is known by the account itself: a row has the time of its last change, and no two changes give equal rows.
-    async fn before_the_move(&self, adopted: &Entry) -> Result<(Option<Entry>, bool), Error> {
-        let (row, place) = (adopted.line.after, Cursor::from(adopted));
-        if let Some(maker) = self.find_line(&row, Left::Told, place).await? {
-            return Ok((Some(maker), true));
+    /// Where the account went from when it came by this line; and whether nothing is left out.
+    async fn before_the_move(&self, adopted: &Entry) -> Result<(Option<Cursor>, bool), Error> {
+        let Entry { line, .. } = adopted;
+        if let Some(released) = self.find_released(line, Cursor::from(adopted)).await? {
+            return Ok((Some(released), true));
         }
-        // Forgotten, if lines of its time are, or if the shard that had it has told of the release or has nothing more to tell;
-        // otherwise yet to come.
-        let released = self.find_line(&row, Left::Released, place).await?;
-        let gone = released.is_some() || self.has_forgotten(row.since).await?;
-        Ok((None, gone || self.ledger_is_level().await?))
+        // Forgotten, if lines of its time are, or if the shard that had it has nothing more to tell; otherwise yet to come.
+        let gone = self.has_forgotten(line.after.since).await? || self.ledger_is_level().await?;
+        // What came before that was said had not come when it was looked for.
+        let released = self.find_released(line, Cursor::from(adopted)).await?;
+        Ok((released, gone || released.is_some()))
     }
-}
-
-/// Which lines of an account are searched for.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Left {
-    /// Those that a history shows.
-    Told,
-    Released,
 }
 
 #[cfg(test)]

@@ -45,7 +45,6 @@ pub use postgres::Postgres;
 pub use status::{MemberState, MemberStatus, ReplicaSetStatus};
 
 use super::domain::{Micros, Row};
-use ledger::Left;
 
 /// What the journal is and how long it is waited for.
 #[derive(Clone, Debug, PartialEq)]
@@ -274,10 +273,9 @@ impl Journal {
         either!(self, engine => engine.lines(account, before, limit).await)
     }
 
-    /// The newest such line, in any shard, after which an account was as this row; in the shard of `below`, only below that
-    /// place.
-    async fn find_line(&self, row: &Row, which: Left, below: Cursor) -> Result<Option<Entry>, Error> {
-        either!(self, engine => engine.find_line(row, which, below).await)
+    /// The line by which the account went that came by this one, in any shard; in that of `below`, only below that place.
+    async fn find_released(&self, adopted: &Line, below: Cursor) -> Result<Option<Cursor>, Error> {
+        either!(self, engine => engine.find_released(adopted, below).await)
     }
 
     /// Have lines of this time, or later, been forgotten in some shard?

@@ -107,6 +107,12 @@ impl Basing {
         Some((Base { shard, epoch, seq: *seq, first: *first, last }, &rows[start..end]))
     }
 
+    /// It is tried again, with a newer snapshot, when the next is due.
+    pub(super) fn failed(&mut self) {
+        (self.writing, self.seq) = (None, 0);
+        self.next = clock::now() + self.every;
+    }
+
     /// The piece up to this group is written, and it rests as long as that took.
     pub(super) fn went_on(&mut self, last: u16, took: Duration) {
         match &mut self.writing {

@@ -3,17 +3,18 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntGauge};
 use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Config, Metrics};
 use crate::billing::domain::Micros;
 use crate::billing::journal::{Line, LineKind, Offers};
+use crate::clock;
 
 /// The owner's end, and that of whoever waits for the ledger. Cheap to clone.
 #[derive(Clone)]
@@ -23,7 +24,7 @@ struct Shared {
     queue: Mutex<Queue>,
     queue_lines: usize,
     chunk_lines: usize,
-    /// Lines that are enough to go on with, and how long to wait for them; one after the other.
+    /// Lines that are enough to go on with, and how long the oldest waits for them; one after the other.
     lingers: [(usize, Duration); 2],
     /// There is something to take, or to notice.
     arrived: Notify,
@@ -47,6 +48,8 @@ struct Queue {
     offers: VecDeque<(u64, Micros, Vec<Line>)>,
     /// An offer without lines counts as one.
     lines: usize,
+    /// When the oldest offer came; None: there is none.
+    since: Option<Instant>,
     /// Emptied ones, for the owner's next; together as large as a chunk at most.
     buffers: Vec<Vec<Line>>,
     buffer_lines: usize,
@@ -80,6 +83,7 @@ impl Feed {
             at,
             offers,
             lines: 0,
+            since: None,
             buffers: Vec::new(),
             buffer_lines: 0,
         };
@@ -87,7 +91,10 @@ impl Feed {
             queue: Mutex::new(queue),
             queue_lines: config.queue_lines.max(1),
             chunk_lines: config.chunk_lines.max(1),
-            lingers: [(config.chunk_lines.max(1), config.linger), (config.few_lines, config.linger_few)],
+            lingers: [
+                (config.chunk_lines.max(1), config.linger),
+                (config.few_lines, config.linger + config.linger_few),
+            ],
             arrived: Notify::new(),
             urgent: Notify::new(),
             readers: AtomicUsize::new(0),
@@ -128,6 +135,7 @@ impl Feed {
             // A history goes on in another shard, whose readers cannot hurry this one.
             let leaves = lines.iter().any(|line| line.kind == LineKind::Released);
             queue.offers.push_back((seq, at, lines));
+            queue.since.get_or_insert_with(clock::now);
             if leaves || queue.lines >= shared.chunk_lines {
                 shared.urgent.notify_one();
             }
@@ -247,10 +255,15 @@ impl Feed {
                 continue;
             }
             for (enough, linger) in &shared.lingers {
-                let lines = shared.queue.lock().lines;
+                // From when the oldest came, since whoever waits here may be called away and come again.
+                let (lines, since) = {
+                    let queue = shared.queue.lock();
+                    (queue.lines, queue.since)
+                };
+                let until = since.unwrap_or_else(clock::now) + *linger;
                 if lines >= *enough
                     || self.is_urgent()
-                    || timeout(*linger, shared.urgent.notified()).await.is_ok()
+                    || timeout_at(until.into(), shared.urgent.notified()).await.is_ok()
                 {
                     break;
                 }
@@ -266,7 +279,7 @@ impl Queue {
     fn close(&mut self) {
         self.opened = None;
         self.offers = VecDeque::new();
-        self.lines = 0;
+        (self.lines, self.since) = (0, None);
     }
 
     fn pop(&mut self, projected: u64, chunk_lines: usize) -> Option<Taken> {
@@ -290,6 +303,7 @@ impl Queue {
                 }
             }
         }
+        self.since = (!self.offers.is_empty()).then(clock::now);
         (chunk.through > projected).then_some(Taken::Lines(chunk))
     }
 }

@@ -1,6 +1,6 @@
 //! From commands to lines, the same when the owner works and when its journal is read again.
 
-use crate::billing::domain::{Applied, Batch, Command, Hashed, Micros, Outgoing, State};
+use crate::billing::domain::{Applied, Batch, Command, Hashed, Micros, Outgoing, Row, State};
 use crate::billing::journal::{Line, LineKind};
 
 /// [`State::apply`], with what became of it appended to `lines`. `seq` is the batch that the command goes into, and `place`
@@ -16,21 +16,26 @@ pub fn apply<'c>(
     let command = hashed.command;
     // What moves has no events: who goes is known before, who came is known after.
     let goes = match command {
-        Command::Release { bucket, .. } => state.accounts_of(*bucket),
+        Command::Release { bucket, generation, .. } => {
+            state.accounts_of(*bucket).map(|rows| (rows, (*bucket, *generation)))
+        }
         _ => None,
     };
     let applied = state.apply(hashed, now);
     note(command, &applied, (seq, place), lines);
     if applied.changed {
         let comes = match command {
-            Command::Adopt { image, .. } => {
-                Outgoing::bucket_of_image(image).and_then(|bucket| state.accounts_of(bucket))
-            }
+            Command::Adopt { generation, image } => Outgoing::bucket_of_image(image)
+                .and_then(|bucket| Some((state.accounts_of(bucket)?, (bucket, *generation)))),
             _ => None,
         };
-        let line = |kind| move |row| Line::of_row(seq, position(place), kind, applied.at, row);
-        lines.extend(goes.into_iter().flatten().map(line(LineKind::Released)));
-        lines.extend(comes.into_iter().flatten().map(line(LineKind::Adopted)));
+        let place = (seq, position(place));
+        let mut note = |kind, moved: Option<(Vec<Row>, (u16, u64))>| {
+            let (rows, which) = moved.unwrap_or_default();
+            lines.extend(rows.into_iter().map(|row| Line::of_move(place, kind, applied.at, row, which)));
+        };
+        note(LineKind::Released, goes);
+        note(LineKind::Adopted, comes);
     }
     applied
 }

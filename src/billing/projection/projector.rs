@@ -218,10 +218,8 @@ impl<L: Ledger> Projector<L> {
                 return Ok(());
             }
             Some(Err(error)) => {
-                // It is tried again when the next is due.
-                let error = chain(&error);
-                tracing::warn!(shard, error, "accounts cannot be written for reports, older ones are used");
-                return Ok(());
+                basing.failed();
+                return no_base(shard, &error);
             }
             None => {}
         }
@@ -230,12 +228,19 @@ impl<L: Ledger> Projector<L> {
             return Ok(());
         };
         let (began, rows) = (clock::now(), rows.to_vec());
-        insist!(self, self.office.ledger.put_base(&base, &rows))?;
-        self.office.metrics.accounts.inc_by(rows.len() as u64);
-        if let Some(basing) = &mut self.basing {
-            basing.went_on(base.last, clock::now() - began);
+        match self.office.ledger.put_base(&base, &rows).await {
+            Ok(()) => {
+                self.office.metrics.accounts.inc_by(rows.len() as u64);
+                basing.went_on(base.last, clock::now() - began);
+                Ok(())
+            }
+            Err(Error::Fenced { .. }) => Err(Over::Fenced),
+            // Lines matter more.
+            Err(error) => {
+                basing.failed();
+                no_base(shard, &error)
+            }
         }
-        Ok(())
     }
 
     // ------------------------------------------------------------------------------------------------------- catch up
@@ -374,6 +379,12 @@ async fn due(basing: &mut Option<Basing>) -> Option<Result<Accounts, Error>> {
         Some(basing) => basing.due().await,
         None => std::future::pending().await,
     }
+}
+
+fn no_base(shard: u32, error: &Error) -> Result<(), Over> {
+    let error = chain(error);
+    tracing::warn!(shard, error, "accounts cannot be written for reports, older ones are used");
+    Ok(())
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -258,16 +258,17 @@ impl<B: Backend> Owner<B> {
         if !self.office.tenure.holds() {
             return Err(Leaving::TenureOver);
         }
+        let at = self.now();
+        self.rebuild_timers(at);
+        self.read(at);
         let most = self.inbox.len() + self.arrived.len();
         let mut turn = Turn {
-            at: self.now(),
+            at,
             commands: Vec::with_capacity(most),
-            lines: self.office.feed.buffer(most),
+            lines: if most > 0 { self.office.feed.buffer(most) } else { Vec::new() },
             answers: Vec::with_capacity(self.inbox.len()),
             ..Turn::default()
         };
-        self.rebuild_timers(turn.at);
-        self.read(turn.at);
         self.refill();
         self.operate(&mut turn);
         self.follow_up(&mut turn);

@@ -16,10 +16,9 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, Pers
 use super::pages::{self, PAGE_LINES, Page};
 use super::store::opening;
 use crate::billing::domain::{Micros, Row};
-use crate::billing::journal::ledger::Left;
 use crate::billing::journal::pages::Grouped;
 use crate::billing::journal::{
-    Cursor, Entry, Error, GROUPS, Line, LineKind, Offers, Stretch, Sweep, Swept, framing, group_of,
+    Cursor, Error, GROUPS, Line, LineKind, Offers, Stretch, Sweep, Swept, framing, group_of,
 };
 
 /// Memory for pages that are in no table yet, and for those read. Histories are mostly of what is new. What is made a table is
@@ -229,15 +228,14 @@ impl Ledger {
         Ok(found)
     }
 
-    pub(super) fn find_line(&self, row: &Row, which: Left, below: Cursor) -> Result<Option<Entry>, Error> {
+    pub(super) fn find_released(&self, adopted: &Line, below: Cursor) -> Result<Option<Cursor>, Error> {
+        let Row { id, since, .. } = adopted.after;
         for shard in 0..self.shards.len() as u32 {
-            let last = Cursor { shard, seq: u64::MAX, position: u32::MAX };
-            let end = if shard == below.shard { below } else { last };
             let mut found = None;
-            self.walk(row.id, end, row.since, |line| {
-                found = line.left(which, row).then_some(Entry { shard, line });
-                // Before its time the account has not been so yet.
-                found.is_none() && line.after.since >= row.since && !line.is_first()
+            self.walk(id, below.in_shard(shard), since, |line| {
+                found =
+                    line.went_to(adopted).then_some(Cursor { shard, seq: line.seq, position: line.position });
+                found.is_none() && !line.is_before(adopted)
             })?;
             if found.is_some() {
                 return Ok(found);

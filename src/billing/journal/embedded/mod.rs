@@ -18,10 +18,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::ledger::Left;
 use super::{
-    Acquisition, Batch, BucketMap, Confirmation, Cursor, Entry, Error, Lease, Line, MemberState,
-    MemberStatus, Node, Offers, ReplicaSetStatus, Snapshot, Stretch, Sweep, Swept, Tail, framing,
+    Acquisition, Batch, BucketMap, Confirmation, Cursor, Error, Lease, Line, MemberState, MemberStatus, Node,
+    Offers, ReplicaSetStatus, Snapshot, Stretch, Sweep, Swept, Tail, framing,
 };
 use crate::billing::domain::{Micros, Row};
 #[cfg(test)]
@@ -234,14 +233,9 @@ impl Embedded {
         self.on_ledger("reading lines", move |ledger| ledger.lines(account, before, limit)).await
     }
 
-    pub(super) async fn find_line(
-        &self,
-        row: &Row,
-        which: Left,
-        below: Cursor,
-    ) -> Result<Option<Entry>, Error> {
-        let row = *row;
-        self.on_ledger("reading lines", move |ledger| ledger.find_line(&row, which, below)).await
+    pub(super) async fn find_released(&self, adopted: &Line, below: Cursor) -> Result<Option<Cursor>, Error> {
+        let adopted = *adopted;
+        self.on_ledger("reading lines", move |ledger| ledger.find_released(&adopted, below)).await
     }
 
     pub(super) async fn ledger_is_level(&self) -> Result<bool, Error> {

@@ -15,10 +15,7 @@ use super::pages::{COPY_ACCOUNTS, COPY_LINES, LinePages, account_pages};
 use super::replica_set::{Filling, ReplicaSet};
 use super::{Postgres, number, signed};
 use crate::billing::domain::{Key, Micros, Money, Row, Stage, Velocity};
-use crate::billing::journal::ledger::Left;
-use crate::billing::journal::{
-    Base, Cursor, Entry, Error, Line, LineKind, Offers, Stretch, Sweep, Swept, group_of,
-};
+use crate::billing::journal::{Base, Cursor, Error, Line, LineKind, Offers, Stretch, Sweep, Swept, group_of};
 
 /// A line of a page, in the order of [`read`].
 macro_rules! line {
@@ -176,27 +173,25 @@ impl Postgres {
         Ok(lines)
     }
 
-    pub(in crate::billing::journal) async fn find_line(
+    pub(in crate::billing::journal) async fn find_released(
         &self,
-        row: &Row,
-        which: Left,
+        adopted: &Line,
         below: Cursor,
-    ) -> Result<Option<Entry>, Error> {
+    ) -> Result<Option<Cursor>, Error> {
+        let Row { id, since, .. } = adopted.after;
         for shard in 0..self.inner.shards {
-            let end = match shard == below.shard {
-                true => below,
-                false => Cursor { shard, seq: u64::MAX, position: u32::MAX },
-            };
-            let mut walk = Walk::new(self.set_of(shard)?, row.id, end).await?;
-            'shard: while let Some(older) = walk.next(FOUND_MAX, row.since).await? {
-                for line in
-                    older.into_iter().filter(|line| (line.seq, line.position) < (end.seq, end.position))
-                {
-                    if line.left(which, row) {
-                        return Ok(Some(Entry { shard, line }));
+            let end = below.in_shard(shard);
+            let mut walk = Walk::new(self.set_of(shard)?, id, end).await?;
+            'shard: while let Some(older) = walk.next(FOUND_MAX, since).await? {
+                for line in older {
+                    let place = Cursor { shard, seq: line.seq, position: line.position };
+                    if place >= end {
+                        continue;
                     }
-                    // Before that, the account has not been so yet.
-                    if line.after.since < row.since || line.is_first() {
+                    if line.went_to(adopted) {
+                        return Ok(Some(place));
+                    }
+                    if line.is_before(adopted) {
                         break 'shard;
                     }
                 }

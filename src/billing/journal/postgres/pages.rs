@@ -153,18 +153,22 @@ pub(super) fn account_pages(
     groups: std::ops::RangeInclusive<u16>,
     rows: &[Row],
 ) -> impl Iterator<Item = Bytes> {
-    let mut rest = rows;
-    groups.map(move |group| {
-        let (own, later) = rest.split_at(rest.partition_point(|row| group_of(row.id) <= group));
-        rest = later;
+    let (mut groups, mut rest) = (groups, rows);
+    std::iter::from_fn(move || {
         let mut out = BytesMut::new();
-        for (page, row) in own.chunks(ROW_ACCOUNTS).enumerate() {
-            put_accounts(&mut out, [shard, i64::from(group), page as i64, seq], row);
+        while out.len() < PIECE_BYTES
+            && let Some(group) = groups.next()
+        {
+            let (own, later) = rest.split_at(rest.partition_point(|row| group_of(row.id) <= group));
+            rest = later;
+            for (page, row) in own.chunks(ROW_ACCOUNTS).enumerate() {
+                put_accounts(&mut out, [shard, i64::from(group), page as i64, seq], row);
+            }
+            if own.is_empty() {
+                put_accounts(&mut out, [shard, i64::from(group), 0, seq], &[]);
+            }
         }
-        if own.is_empty() {
-            put_accounts(&mut out, [shard, i64::from(group), 0, seq], &[]);
-        }
-        out.freeze()
+        (!out.is_empty()).then(|| out.freeze())
     })
 }
 

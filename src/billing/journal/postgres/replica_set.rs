@@ -25,6 +25,10 @@ const CONNECTIONS_MAX: usize = 16;
 /// The ledger's own, so that no append waits for a place behind it.
 const LEDGER_CONNECTIONS_MAX: usize = 4;
 
+/// As the client's, in the other direction.
+const SERVER_KEEPALIVE: &str =
+    "set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 3; set tcp_keepalives_count = 3";
+
 /// Bytes of rows copied by one statement: some 100 ms.
 const COPIED_BYTES: usize = 16 << 20;
 
@@ -379,6 +383,14 @@ impl Hosts {
                 }
             });
             client.batch_execute(&format!("set statement_timeout = {statement_ms}")).await?;
+            // A node that is gone without a word must not hold its rows for hours. A server that does not know these does without.
+            drop(
+                client
+                    .batch_execute(&format!(
+                        "{SERVER_KEEPALIVE}; set idle_in_transaction_session_timeout = {statement_ms}"
+                    ))
+                    .await,
+            );
             Ok((client, driver))
         };
         match timeout(self.timeouts.connect, connecting).await {

@@ -215,7 +215,8 @@ async fn whatever_a_line_holds_comes_back(bed: Bed) {
 
 /// What moving an account leaves behind: its last line in one shard, its first in the next.
 fn moves(seq: u64, row: Row) -> [Line; 2] {
-    [LineKind::Released, LineKind::Adopted].map(|kind| Line::of_row(seq, 0, kind, Micros::new(seq), row))
+    [LineKind::Released, LineKind::Adopted]
+        .map(|kind| Line::of_move((seq, 0), kind, Micros::new(seq), row, (535, seq)))
 }
 
 async fn a_history_goes_through_every_shard_that_had_the_account(bed: Bed) {
@@ -239,8 +240,7 @@ async fn a_history_goes_through_every_shard_that_had_the_account(bed: Bed) {
     put(1, 0, 17, vec![first_came, told(15)]).await;
     put(0, 20, 24, vec![Line { seq: 21, ..second_came }, told(22)]).await;
     let mut late = journal.history(0, 7, None, 10).await.unwrap();
-    assert_eq!(places(&late.entries), [(0, 22, 0), (1, 15, 0), (0, 10, 0), (0, 1, 0)]);
-    assert!(late.whole && late.next.is_none(), "{late:?}");
+    assert_eq!((places(&late.entries), late.next, late.whole), (vec![(0, 22, 0)], None, false));
     put(2, 0, 30, vec![Line { seq: 24, ..third_came }]).await;
     put(2, 30, 31, vec![Line { seq: 31, ..fourth_left }]).await;
     put(1, 17, 35, vec![second_left, Line { seq: 30, ..fourth_came }, told(33)]).await;
@@ -254,16 +254,15 @@ async fn a_history_goes_through_every_shard_that_had_the_account(bed: Bed) {
     put(1, 35, 39, vec![came, line(9, 38, 0)]).await;
     late = journal.history(1, 9, None, 10).await.unwrap();
     assert_eq!((places(&late.entries), late.next, late.whole), (vec![(1, 38, 0)], None, false));
-    put(0, 25, 36, vec![line(9, 36, 0)]).await;
+    put(0, 25, 37, vec![line(9, 36, 0), left]).await;
     assert_eq!(places(&history_of(&journal, 1, 9, 10).await), [(1, 38, 0), (0, 36, 0)]);
-    put(0, 36, 37, vec![left]).await;
-    // A stopped account changes without a new time, here and there.
-    let stopped = |shard, seq, velocity| {
+    // A stopped account changes without a new time, and is what it was before, here and there.
+    let stopped = |shard, seq| {
         let stage = Stage::Stopped { velocity: Velocity::MAX };
-        let after = Row { velocity: Velocity::new(velocity), stage, ..row(10, 0, 77) };
+        let after = Row { stage, ..row(10, 0, 77) };
         (shard, Line { after, ..line(10, seq, 0) })
     };
-    let changes = [stopped(0, 38, 1), stopped(1, 41, 2), stopped(0, 41, 3)];
+    let changes = [stopped(0, 38), stopped(1, 41), stopped(0, 41)];
     let [first_left, first_came] = moves(39, changes[0].1.after);
     let [second_left, second_came] = moves(40, changes[1].1.after);
     put(1, 39, 43, vec![first_came, changes[1].1, Line { seq: 43, ..second_left }]).await;
