@@ -81,12 +81,19 @@ impl Client {
             *fresh.headers_mut() = request.headers().clone();
             fresh
         };
+        let mut unwanted = std::pin::pin!(unwanted);
         loop {
             let kept = self.idle.lock().pop();
-            let Some(mut sender) = kept else { break };
-            if sender.is_closed() {
-                continue;
-            }
+            let was_kept = kept.is_some();
+            let mut sender = match kept {
+                Some(sender) if sender.is_closed() => continue,
+                Some(sender) => sender,
+                None => tokio::select! {
+                    biased;
+                    () = &mut unwanted => return Err(Failure::Unwanted),
+                    sender = self.connect() => sender?,
+                },
+            };
             if !may() {
                 self.idle.lock().push(sender);
                 return Err(Failure::Unwanted);
@@ -94,21 +101,10 @@ impl Client {
             match sender.send_request(rebuilt()).await {
                 Ok(response) => return Ok(Answer { response, sender }),
                 // Closed while it was idle, so the request did not leave: another connection at once.
-                Err(error) if error.is_canceled() || error.is_closed() => {}
+                Err(error) if was_kept && (error.is_canceled() || error.is_closed()) => {}
                 Err(error) => return Err(Failure::Exchange(error)),
             }
         }
-        let mut sender = tokio::select! {
-            biased;
-            () = unwanted => return Err(Failure::Unwanted),
-            sender = self.connect() => sender?,
-        };
-        if !may() {
-            self.idle.lock().push(sender);
-            return Err(Failure::Unwanted);
-        }
-        let response = sender.send_request(rebuilt()).await.map_err(Failure::Exchange)?;
-        Ok(Answer { response, sender })
     }
 
     /// Reads the content, up to a bound, so that the connection can be used again.

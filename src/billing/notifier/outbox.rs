@@ -292,17 +292,16 @@ impl Queue {
         }
     }
 
+    /// What was not tried yet is due already.
     fn hasten(&mut self, now: Instant, mut wait: impl FnMut() -> Duration) {
-        let (mut first, mut again) =
-            (Vec::with_capacity(self.first.0.len()), Vec::with_capacity(self.again.0.len()));
-        for (account, entry) in &mut self.entries {
-            if let Some(due) = &mut entry.due {
+        let mut again = Vec::with_capacity(self.tried.len());
+        for (_, account) in &self.tried {
+            if let Some(Entry { version, depleted_at, due: Some(due), .. }) = self.entries.get_mut(account) {
                 *due = (*due).min(now + wait());
-                let waiting = if entry.tries == 0 { &mut first } else { &mut again };
-                waiting.push(Reverse((*due, entry.depleted_at, *account, entry.version)));
+                again.push(Reverse((*due, *depleted_at, *account, *version)));
             }
         }
-        (self.first, self.again) = (Waiting(first.into()), Waiting(again.into()));
+        self.again = Waiting(again.into());
     }
 
     fn settle(&mut self, account: u64, version: u32) {

@@ -103,7 +103,12 @@ impl Timers {
 
     /// None: it could not be made, the next one is begun at once.
     pub fn end_rebuild(&mut self, fresh: Option<Timers>) {
-        let (Some(meanwhile), Some(fresh)) = (self.meanwhile.take(), fresh) else { return };
+        let Some(meanwhile) = self.meanwhile.take() else { return };
+        let Some(fresh) = fresh else {
+            // What is before it may have no entry, and the next one is due by it.
+            self.horizon = self.refresh();
+            return;
+        };
         self.heap = fresh.heap;
         self.heap.extend(meanwhile);
         self.rebuilt = self.heap.len();
@@ -214,5 +219,18 @@ mod tests {
         timers.end_rebuild(Some(Timers::until(horizon, (0..20).map(|account| (at(far), account)))));
         assert_eq!((timers.len(), timers.pop(at(far - 1))), (21, None));
         assert!(timers.pop(at(far)).is_some());
+    }
+
+    #[test]
+    fn a_rebuild_that_failed_is_begun_again_at_once() {
+        let (far, now) = (SPAN + 1, SPAN / 2);
+        let mut timers = Timers::new(std::iter::once((at(far), 1)), at(0));
+        timers.begin_rebuild(at(now)).unwrap();
+        timers.push(2, at(far));
+        timers.end_rebuild(None);
+        assert!(timers.next().is_some_and(|next| next <= at(now)));
+        let horizon = timers.begin_rebuild(at(now)).unwrap();
+        timers.end_rebuild(Some(Timers::until(horizon, [(at(far), 1), (at(far), 2)].into_iter())));
+        assert_eq!((timers.len(), timers.begin_rebuild(at(now))), (2, None));
     }
 }
