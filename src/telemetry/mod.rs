@@ -3,7 +3,8 @@
 //! - [`init`] sends events (and the records of the `log` crate, which pingora uses) to stderr;
 //! - [`registry`] makes a registry that already holds what every process shows: build and process metrics;
 //! - [`encode`] writes a registry in the Prometheus text format;
-//! - [`access::Writer`] is where the access log goes.
+//! - [`access::Writer`] is where the access log goes;
+//! - [`causes`] is an error as a log tells it.
 //!
 //! Nothing here ever makes a request wait for a reader of a log: lines are handed to a thread, and when that
 //! thread cannot keep up they are dropped and counted. There is no global registry.
@@ -63,6 +64,12 @@ pub fn registry() -> Result<Registry, Error> {
     Ok(registry)
 }
 
+/// An error and what it comes from, as one text for a log.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// The registry's metrics in the Prometheus text format (0.0.4).
 ///
 /// A family that cannot be encoded is left out and logged, so that one bad metric does not blind the rest.
@@ -116,6 +123,13 @@ mod tests {
             let value: f64 = line.rsplit_once(' ').unwrap().1.parse().unwrap();
             assert!(value > 0.0 || name.starts_with("process_cpu"), "{line}");
         }
+    }
+
+    #[test]
+    fn an_error_is_told_with_its_causes() {
+        let inner = std::io::Error::other("no route");
+        let error = Error::Open { path: "x".into(), source: std::io::Error::other(Error::Thread(inner)) };
+        assert_eq!(causes(&error), "cannot open the log file \"x\": cannot start the log thread: no route");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::settings::Webhook;
 use super::{Config, Error, SIGNATURE, TIMESTAMP, signature, signed_text};
 use crate::billing::domain::Micros;
 use crate::clock;
+use crate::telemetry::causes;
 
 /// How long an answered order waits for the rest of the answer, to keep the connection.
 const CONTENT_TIMEOUT: Duration = Duration::from_millis(200);
@@ -254,16 +255,6 @@ async fn until(due: Option<Instant>) {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
     }
-}
-
-fn causes(failure: &Failure) -> String {
-    let mut text = failure.to_string();
-    let mut error: &dyn std::error::Error = failure;
-    while let Some(source) = error.source() {
-        text = format!("{text}: {source}");
-        error = source;
-    }
-    text
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::billing::domain::Micros;
 use crate::billing::journal::{Error, Line, Stretch};
 use crate::clock;
 use crate::resilience::backoff::Backoff;
+use crate::telemetry::causes;
 
 /// A failover of the database takes seconds; a lost connection is back in milliseconds.
 const RETRY: Backoff = Backoff { min: Duration::from_millis(50), max: Duration::from_secs(5) };
@@ -338,7 +339,7 @@ impl<L: Ledger> Projector<L> {
             Error::Corrupt { .. } | Error::Damaged { .. } | Error::Config(_) => SLOW_RETRY,
         };
         self.office.metrics.retries.inc();
-        let error = chain(&error);
+        let error = causes(&error);
         if wait == SLOW_RETRY {
             tracing::error!(shard, error, "the ledger cannot be written, somebody must act; commands go on");
         } else if !std::mem::replace(&mut self.failing, true) {
@@ -382,12 +383,7 @@ async fn due(basing: &mut Option<Basing>) -> Option<Result<Accounts, Error>> {
 }
 
 fn no_base(shard: u32, error: &Error) -> Result<(), Over> {
-    let error = chain(error);
+    let error = causes(error);
     tracing::warn!(shard, error, "accounts cannot be written for reports, older ones are used");
     Ok(())
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

@@ -9,6 +9,7 @@ use tokio_postgres::{Client, Row};
 use super::Postgres;
 use super::replica_set::ReplicaSet;
 use crate::billing::journal::{Error, MemberState, MemberStatus, ReplicaSetStatus};
+use crate::telemetry::causes;
 
 /// What one server says.
 struct Report {
@@ -95,10 +96,10 @@ async fn members(set: &ReplicaSet) -> Vec<MemberStatus> {
 /// Over a connection of its own, because the pool's lead to the master only.
 async fn ask(set: &ReplicaSet, at: usize) -> Result<Report, String> {
     let (client, driver) =
-        set.hosts.connect(at, TargetSessionAttrs::Any).await.map_err(|error| chain(&error))?;
+        set.hosts.connect(at, TargetSessionAttrs::Any).await.map_err(|error| causes(&error))?;
     let _ends = Ends(driver);
     let answer = tokio::time::timeout(set.hosts.answer_timeout(), report(&client)).await;
-    answer.map_err(|late| late.to_string())?.map_err(|error| chain(&error))
+    answer.map_err(|late| late.to_string())?.map_err(|error| causes(&error))
 }
 
 struct Ends(JoinHandle<()>);
@@ -135,11 +136,6 @@ async fn report(client: &Client) -> Result<Report, tokio_postgres::Error> {
         report.replicas = rows.iter().filter_map(replica).collect();
     }
     Ok(report)
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// What is acknowledged with `synchronous_commit = off`, `fsync = off` or no synchronous standby may be lost with one
