@@ -60,7 +60,7 @@ pub struct Memory {
     pub keys_bytes: usize,
 }
 
-/// A command, and the hash of its key if it is known already.
+/// A command, and the hash of its key if it has one.
 #[derive(Clone, Copy, Debug)]
 pub struct Hashed<'c> {
     pub command: &'c Command,

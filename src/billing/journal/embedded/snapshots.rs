@@ -114,7 +114,9 @@ impl Store {
             }
             if !write.is_empty() {
                 self.commit("truncating", write)?;
-                self.forgotten.iter_mut().skip(shard as usize).take(1).for_each(|known| *known = last);
+                if let Some(known) = self.forgotten.get_mut(shard as usize) {
+                    *known = last;
+                }
                 return Ok(false);
             }
         }

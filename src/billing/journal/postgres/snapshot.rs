@@ -10,7 +10,7 @@ use crate::billing::journal::{Error, Snapshot, framing};
 
 /// Batches deleted by one statement, and parts of snapshots. A batch that is to be durable waits for what the server logged before
 /// it.
-const DELETED_MAX: u64 = 500;
+const DELETED_MAX: usize = 500;
 const DELETED_PARTS_MAX: i64 = 64;
 
 /// A row of `snapshot`.
@@ -134,15 +134,13 @@ impl Postgres {
         let Some(newest) = self.newest_snapshot(shard).await? else { return Ok(()) };
         let through = through_seq.min(kept.seq);
         let (set, id) = (self.set_of(shard)?, i64::from(shard));
-        loop {
-            let sql = "select seq from journal where shard = $1 order by seq limit 1";
-            let rows = set.read(STEP, sql, &[&id]).await?;
-            let Some(first) = rows.first().map(|row| number(row, 0)).transpose()? else { break };
-            if first > through {
-                break;
-            }
+        let sql = "select seq from journal where shard = $1 order by seq limit 1";
+        let rows = set.read(STEP, sql, &[&id]).await?;
+        let first = rows.first().map_or(Ok(u64::MAX), |row| number(row, 0))?;
+        for first in (first..=through).step_by(DELETED_MAX) {
+            let last = through.min(first + DELETED_MAX as u64 - 1);
             let sql = "delete from journal where shard = $1 and seq <= $2";
-            set.write(STEP, sql, &[&id, &signed(through.min(first + DELETED_MAX - 1))?]).await?;
+            set.write(STEP, sql, &[&id, &signed(last)?]).await?;
             tokio::time::sleep(framing::FORGET_REST).await;
         }
         let (newest_seq, newest_epoch) = (signed(newest.seq)?, signed(newest.epoch)?);
