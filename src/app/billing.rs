@@ -18,7 +18,7 @@ use crate::billing::api::{Api, Desk, Gate, Limits, Peers, Token};
 use crate::billing::iproto::{Iproto, Users};
 use crate::billing::journal::{Engine, Journal};
 use crate::billing::notifier::{self, Secret, Webhook};
-use crate::billing::shard::{Neighbours, Router, WallClock};
+use crate::billing::shard::{Neighbours, Owners, Router, WallClock};
 use crate::config;
 use crate::config::billing::{Notifier, Settings};
 use crate::config::proxy::{LogFormat, LogLevel};
@@ -160,14 +160,13 @@ async fn start_and_serve(settings: Settings, log: &Log) -> anyhow::Result<()> {
 /// Gives this node's shards to others that own some. Nodes that own none are not known: if there are no others, but may be such
 /// (`shared`), shards are left to whoever takes them, while this node forwards.
 async fn hand_over(router: &Router, shared: bool) {
-    let cluster = router.cluster().await;
-    let others: BTreeSet<&str> = cluster
-        .shards
+    let Owners { node, shards } = router.owners().await;
+    let others: BTreeSet<&str> = shards
         .iter()
         .map(|shard| shard.node.as_str())
-        .filter(|node| !node.is_empty() && *node != cluster.node)
+        .filter(|name| !name.is_empty() && *name != node)
         .collect();
-    let own = cluster.shards.iter().filter(|shard| shard.node == cluster.node);
+    let own = shards.iter().filter(|shard| shard.node == node);
     if others.is_empty() {
         if shared {
             leave_to_anybody(router, own.map(|shard| shard.shard)).await;

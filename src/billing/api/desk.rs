@@ -18,7 +18,7 @@ use super::json::{Order, What};
 use super::peers::Peers;
 use crate::billing::domain::{Account, Key, Operation, TEST_USERS, bucket_of};
 use crate::billing::journal::Cursor;
-use crate::billing::shard::{Answer, Cluster, Failure, History, Router, Slip};
+use crate::billing::shard::{Answer, Cluster, Failure, History, Owners, Router, Slip};
 
 /// The key under which `insert_data` creates: keys count per account, so one does for all.
 const INSERT_DATA_KEY: &[u8] = b"insert_data";
@@ -35,7 +35,12 @@ pub trait Shards: Clone + Send + Sync + 'static {
     /// One of these, whose answer comes to a postbox. False: it does not.
     fn post(&self, account: u64, operation: Option<(Key, Operation)>, slip: Slip) -> bool;
     /// What such an answer says; None: it is to be asked for as one of these.
-    fn posted(&self, operation: Option<&Operation>, answer: Answer) -> Option<Result<Account, Failure>>;
+    fn posted(
+        &self,
+        account: u64,
+        operation: Option<&Operation>,
+        answer: Answer,
+    ) -> Option<Result<Account, Failure>>;
     /// Of these shards, all of which must be this node's.
     fn list(
         &self,
@@ -50,6 +55,8 @@ pub trait Shards: Clone + Send + Sync + 'static {
         limit: usize,
     ) -> impl Future<Output = Result<History, Failure>> + Send;
     fn cluster(&self) -> impl Future<Output = Cluster> + Send;
+    /// The same without the journal's servers, which are not asked.
+    fn owners(&self) -> impl Future<Output = Owners> + Send;
     /// These buckets are not at that address, as this node thought: it looks anew, for a moment.
     fn look_again(&self, buckets: &[u16], advertise: &str) -> impl Future<Output = ()> + Send;
     /// A shard may be this node's now.
@@ -82,8 +89,13 @@ impl Shards for Router {
         Router::post(self, account, operation, slip)
     }
 
-    fn posted(&self, operation: Option<&Operation>, answer: Answer) -> Option<Result<Account, Failure>> {
-        Router::posted(self, operation, answer)
+    fn posted(
+        &self,
+        account: u64,
+        operation: Option<&Operation>,
+        answer: Answer,
+    ) -> Option<Result<Account, Failure>> {
+        Router::posted(self, account, operation, answer)
     }
 
     async fn list(&self, shards: &[u32], after: Option<u64>, limit: usize) -> Result<Vec<Account>, Failure> {
@@ -96,6 +108,10 @@ impl Shards for Router {
 
     async fn cluster(&self) -> Cluster {
         Router::cluster(self).await
+    }
+
+    async fn owners(&self) -> Owners {
+        Router::owners(self).await
     }
 
     async fn look_again(&self, buckets: &[u16], advertise: &str) {
@@ -193,7 +209,7 @@ impl<S: Shards> Desk<S> {
             What::Get => None,
             What::Operate(_, operation) => Some(operation),
         };
-        self.shards.posted(operation, answer).map(|outcome| outcome.map_err(Problem::from))
+        self.shards.posted(order.account, operation, answer).map(|outcome| outcome.map_err(Problem::from))
     }
 
     /// What became of an account, from the newest on or before a place.

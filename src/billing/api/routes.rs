@@ -246,6 +246,9 @@ impl Listing {
                 return Err(Problem::malformed(format!("{name} is given twice")));
             }
         }
+        if caller == Caller::Node && shards.is_none() {
+            return Err(Problem::malformed("another node says which shards it means"));
+        }
         Ok(Listing { after, limit: limit.unwrap_or(PAGE_DEFAULT), shards })
     }
 }
@@ -256,7 +259,7 @@ async fn list<S: Shards>(State(api): Shared<S>, request: Request) -> Answer {
     let listing = async {
         match &shards {
             Some(shards) => api.desk.list_of(shards, after, limit).await,
-            None => api.desk.list(caller, after, limit).await,
+            None => api.desk.list(after, limit).await,
         }
     };
     let accounts = within(&api, listing, Kind::Busy.into()).await??;

@@ -104,7 +104,7 @@ async fn talk<S: Shards>(
     let (mut from, mut to) = stream.split();
     let mut incoming = BytesMut::with_capacity(READ_BYTES);
     // What this node's shards answer at once comes to the postbox; the rest is waited for one by one.
-    let (postbox, mut answers, mut asked) = (Postbox::new(), Vec::new(), Slab::new());
+    let (postbox, mut answers, mut asked) = (Postbox::default(), Vec::new(), Slab::new());
     let mut waiting = FuturesUnordered::new();
     let perform =
         |ticket, work| Box::pin(async move { (ticket, procedures::perform(&door.desk, work).await) });

@@ -241,17 +241,15 @@ pub async fn perform<S: Shards>(desk: &Desk<S>, work: Work) -> Done {
             Err(problem) => Done::Refused(told(problem)),
         },
         Work::List { limit: 0, .. } => Done::Nothing,
-        Work::List { after, offset, limit } => {
-            match desk.list(Caller::Client, after, wanted(offset, limit)).await {
-                Ok(accounts) if accounts.len() > SELECT_MAX => {
-                    let text =
-                        format!("these are more than {SELECT_MAX} tuples; select fewer, after the last id");
-                    Done::Refused(Refused(Code::Unsupported, text))
-                }
-                Ok(accounts) => Done::Accounts(accounts.into_iter().skip(offset).take(limit).collect()),
-                Err(problem) => Done::Refused(told(problem)),
+        Work::List { after, offset, limit } => match desk.list(after, wanted(offset, limit)).await {
+            Ok(accounts) if accounts.len() > SELECT_MAX => {
+                let text =
+                    format!("these are more than {SELECT_MAX} tuples; select fewer, after the last id");
+                Done::Refused(Refused(Code::Unsupported, text))
             }
-        }
+            Ok(accounts) => Done::Accounts(accounts.into_iter().skip(offset).take(limit).collect()),
+            Err(problem) => Done::Refused(told(problem)),
+        },
     }
 }
 

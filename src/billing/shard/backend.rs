@@ -19,7 +19,6 @@ pub trait Backend: Ledger {
     fn confirm(&self, shard: u32, epoch: u64, seq: u64, sum: u32) -> later!(Result<Confirmation, Error>);
     fn tail(&self, shard: u32, after_seq: u64, limit_bytes: usize) -> later!(Result<Tail, Error>);
     fn put_snapshot(&self, snapshot: &Snapshot) -> later!(Result<(), Error>);
-    fn snapshot(&self, shard: u32) -> later!(Result<Option<Snapshot>, Error>);
     fn truncate(&self, shard: u32, through_seq: u64) -> later!(Result<(), Error>);
     fn acquire(&self, shard: u32, node: &Node, lease: Duration) -> later!(Result<Acquisition, Error>);
     fn renew(&self, shard: u32, epoch: u64, lease: Duration) -> later!(Result<Lease, Error>);
@@ -45,10 +44,6 @@ impl Backend for Journal {
 
     async fn put_snapshot(&self, snapshot: &Snapshot) -> Result<(), Error> {
         Journal::put_snapshot(self, snapshot).await
-    }
-
-    async fn snapshot(&self, shard: u32) -> Result<Option<Snapshot>, Error> {
-        Journal::snapshot(self, shard).await
     }
 
     async fn truncate(&self, shard: u32, through_seq: u64) -> Result<(), Error> {

@@ -238,6 +238,7 @@ impl<B: Backend> Life<B> {
                 return Ok((Next::Wait(Duration::ZERO), None));
             }
             Err(Unready::Stopped(Stopped::Broken(error))) => {
+                beside.shutdown().await;
                 self.release(&tenure, None).await;
                 return Ok((Next::GivenUp(error), None));
             }
@@ -255,6 +256,7 @@ impl<B: Backend> Life<B> {
             feed.close();
             let _ = timeout(self.config.projection.drain, feed.ended()).await;
         }
+        beside.shutdown().await;
         Ok(match why {
             Leaving::TenureOver => {
                 self.metrics.leases_lost.inc();
@@ -262,17 +264,14 @@ impl<B: Backend> Life<B> {
                 (Next::Wait(Duration::ZERO), replica)
             }
             Leaving::Broken(error) => {
-                beside.shutdown().await;
                 self.release(&tenure, None).await;
                 (Next::GivenUp(error), None)
             }
             Leaving::Closing => {
-                beside.shutdown().await;
                 self.release(&tenure, None).await;
                 (Next::Closed, None)
             }
             Leaving::HandOver(HandOver { to, assigned: _, reply }) => {
-                beside.shutdown().await;
                 let kept_for = (!to.is_empty()).then_some((to.as_str(), self.config.hand_over));
                 let released = self.release(&tenure, kept_for).await;
                 tracing::info!(shard, epoch, to, released, "the shard was handed over");

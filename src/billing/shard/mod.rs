@@ -108,6 +108,14 @@ pub struct History {
     pub behind: bool,
 }
 
+/// Which shards are whose.
+#[derive(Clone, Debug)]
+pub struct Owners {
+    /// Who tells this.
+    pub node: String,
+    pub shards: Vec<ShardStatus>,
+}
+
 /// What `GET cluster` shows.
 #[derive(Clone, Debug)]
 pub struct Cluster {

@@ -22,6 +22,7 @@ pub enum Reply {
 }
 
 /// The asker's end. When it is dropped, nobody wants the answers any more.
+#[derive(Default)]
 pub struct Postbox(Arc<Shared>);
 
 /// A place in a postbox for one answer. If it is dropped without one, that says `Unknown`: so every slip is answered once.
@@ -35,6 +36,7 @@ pub struct Slip {
 #[derive(Default)]
 pub struct Bells(Vec<Arc<Shared>>);
 
+#[derive(Default)]
 struct Shared {
     /// As many at most as there are slips.
     answers: Mutex<Vec<(usize, Answer)>>,
@@ -95,14 +97,6 @@ impl Drop for Bells {
 }
 
 impl Postbox {
-    pub fn new() -> Postbox {
-        Postbox(Arc::new(Shared {
-            answers: Mutex::new(Vec::new()),
-            asker: AtomicWaker::new(),
-            closed: AtomicBool::new(false),
-        }))
-    }
-
     /// `place` comes back with the answer.
     pub fn slip(&self, place: usize) -> Slip {
         Slip { postbox: Arc::clone(&self.0), place, answered: false }
@@ -127,12 +121,6 @@ impl Postbox {
     }
 }
 
-impl Default for Postbox {
-    fn default() -> Postbox {
-        Postbox::new()
-    }
-}
-
 impl Drop for Postbox {
     fn drop(&mut self) {
         self.0.closed.store(true, Relaxed);
@@ -153,7 +141,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_slip_is_answered_once() {
-        let postbox = Postbox::new();
+        let postbox = Postbox::default();
         assert!(postbox.filled().now_or_never().is_none());
         Reply::Post(postbox.slip(7)).send(Err(Failure::Unknown));
         drop(postbox.slip(8));
@@ -165,7 +153,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_asker_is_woken_when_all_is_told() {
-        let postbox = Postbox::new();
+        let postbox = Postbox::default();
         let slips = [postbox.slip(1), postbox.slip(2)].map(Reply::Post);
         let asker = tokio::spawn(async move {
             postbox.filled().await;
@@ -182,7 +170,7 @@ mod tests {
 
     #[test]
     fn an_owner_sees_that_nobody_waits() {
-        let postbox = Postbox::new();
+        let postbox = Postbox::default();
         let reply = Reply::Post(postbox.slip(0));
         assert!(!reply.is_closed());
         drop(postbox);

@@ -22,7 +22,7 @@ pub struct Replica {
 impl Replica {
     /// The newest snapshot, or nothing.
     pub async fn load<B: Backend>(backend: &B, shard: u32) -> Result<Replica, Error> {
-        let Some(Snapshot { seq, payload, .. }) = backend.snapshot(shard).await? else {
+        let Some(Snapshot { seq, payload, .. }) = backend.newest_snapshot(shard).await? else {
             return Ok(Replica { state: State::new([]), seq: 0, last: None });
         };
         // Some hundred milliseconds for a large one.

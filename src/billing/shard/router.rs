@@ -23,17 +23,18 @@ use super::seat::{Request, Seat, Standing, Told, busy};
 use super::spread::Spread;
 use super::transfer::{Neighbours, Transfer};
 use super::wall::WallClock;
-use super::{Cluster, Config, Error, Failure, History, ShardStatus};
+use super::{Cluster, Config, Error, Failure, History, Owners, ShardStatus};
 use crate::billing::domain::{Account, Key, Operation, Refusal, bucket_of};
 use crate::billing::journal::{self, Cursor, Journal, Lease, ReplicaSetStatus};
 use crate::billing::notifier::{self, Courier};
 use crate::billing::projection;
 use crate::clock;
 
-/// How long `cluster` waits for the journal; what is known without it is shown then.
+/// How long `cluster` and `owners` wait for the journal; what is known without it is shown then.
 const OBSERVE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Histories read at once; as many as the journal has connections for them.
-const READERS_MAX: usize = 4;
+/// Histories read at once: half of the connections that a replica set has for the ledger, so that slow ones do not hold up the
+/// projectors, which write over the same.
+const READERS_MAX: usize = 2;
 /// How long a history waits before it looks again for what another shard has yet to write.
 const LEVEL: Duration = Duration::from_millis(20);
 /// A command that came to a shard without its bucket waits so long for a map that knows better.
@@ -57,7 +58,8 @@ pub(super) struct Inner {
     /// When a shard was last given to a node that asked; locked while one is.
     pub(super) gave: tokio::sync::Mutex<Option<Instant>>,
     pub(super) resting: Arc<AtomicBool>,
-    observe: Box<dyn Fn() -> BoxFuture<'static, Observed> + Send + Sync>,
+    read_leases: Box<Observe<Option<Vec<Lease>>>>,
+    read_status: Box<Observe<Vec<ReplicaSetStatus>>>,
     pub(super) read_map: ReadMap,
     read: Box<Reader>,
     /// Of the ledger.
@@ -68,8 +70,8 @@ pub(super) struct Inner {
 /// The version of the bucket map in the journal, which this node knows then.
 type ReadMap = Box<dyn Fn() -> BoxFuture<'static, Result<u64, journal::Error>> + Send + Sync>;
 
-/// None: the journal did not answer.
-type Observed = (Option<Vec<Lease>>, Vec<ReplicaSetStatus>);
+/// None, or nothing: the journal did not answer.
+type Observe<T> = dyn Fn() -> BoxFuture<'static, T> + Send + Sync;
 type Read = Result<journal::History, journal::Error>;
 
 impl Router {
@@ -155,13 +157,14 @@ impl Router {
             let ledger = ledger.clone();
             Box::pin(async move { ledger.history(shard, account, before, limit).await })
         };
-        let observe = move || -> BoxFuture<'static, Observed> {
+        let journal = backend.clone();
+        let read_leases = move || -> BoxFuture<'static, Option<Vec<Lease>>> {
+            let journal = journal.clone();
+            Box::pin(async move { timeout(OBSERVE_TIMEOUT, journal.leases()).await.ok()?.ok() })
+        };
+        let read_status = move || -> BoxFuture<'static, Vec<ReplicaSetStatus>> {
             let backend = backend.clone();
-            Box::pin(async move {
-                let leases = async { timeout(OBSERVE_TIMEOUT, backend.leases()).await.ok()?.ok() };
-                let status = async { timeout(OBSERVE_TIMEOUT, backend.status()).await.unwrap_or_default() };
-                tokio::join!(leases, status)
-            })
+            Box::pin(async move { timeout(OBSERVE_TIMEOUT, backend.status()).await.unwrap_or_default() })
         };
         Ok(Router(Arc::new(Inner {
             config,
@@ -172,7 +175,8 @@ impl Router {
             closing,
             gave: tokio::sync::Mutex::new(None),
             resting,
-            observe: Box::new(observe),
+            read_leases: Box::new(read_leases),
+            read_status: Box::new(read_status),
             read_map,
             read: Box::new(read),
             readers: Semaphore::new(READERS_MAX),
@@ -196,8 +200,7 @@ impl Router {
     /// As [`Router::operate`], and as [`Router::get`] without an operation, but the answer comes to a postbox, so that many
     /// can be outstanding for little. False: it does not, and the question is to be asked by one of these.
     pub fn post(&self, account: u64, operation: Option<(Key, Operation)>, slip: Slip) -> bool {
-        let shard = self.0.map.shard_of(bucket_of(account));
-        let Some(seat) = shard.and_then(|shard| self.0.seats.get(shard as usize)) else {
+        let Ok(seat) = self.seat_with(account) else {
             slip.withdraw();
             return false;
         };
@@ -220,13 +223,17 @@ impl Router {
     }
 
     /// What such an answer says. None: nothing was done, because the account is elsewhere or changes hands, and it is to be
-    /// asked for again with more patience.
-    pub fn posted(&self, operation: Option<&Operation>, answer: Answer) -> Option<Result<Account, Failure>> {
+    /// asked for again with more patience. An owner that is busy and stays would only be asked twice.
+    pub fn posted(
+        &self,
+        account: u64,
+        operation: Option<&Operation>,
+        answer: Answer,
+    ) -> Option<Result<Account, Failure>> {
+        let is_here = || self.seat_with(account).and_then(Seat::is_here).is_ok();
         match (answer, operation) {
-            (
-                Err(Failure::Refused(Refusal::Elsewhere) | Failure::Busy { .. } | Failure::Elsewhere { .. }),
-                _,
-            ) => None,
+            (Err(Failure::Refused(Refusal::Elsewhere)), _) => None,
+            (Err(Failure::Busy { .. }), _) if !is_here() => None,
             (answer, Some(operation)) => Some(self.told(Procedure::of(operation), answer)),
             (answer, None) => Some(self.told(Procedure::Get, answer.map_err(unread))),
         }
@@ -263,8 +270,7 @@ impl Router {
         // The owner says whether there is such an account, and that it is here.
         let get = |reply| Request::Get { account, reply };
         self.ask(account, get).await.map_err(unread)?;
-        let seat = self.0.map.shard_of(bucket_of(account)).and_then(|shard| self.0.seats.get(shard as usize));
-        let seat = seat.ok_or_else(busy)?;
+        let seat = self.seat_with(account)?;
         let standing = seat.standing();
         let Standing::Own { feed, .. } = &*standing else { return Err(busy()) };
         // What was acknowledged by now is in this batch, or before it.
@@ -298,8 +304,8 @@ impl Router {
     }
 
     /// Accounts of these shards, by id, above `after`. Each call looks at every account. `Busy` or `Elsewhere` if one is not this
-    /// node's, and `Busy` while a bucket of theirs is on its way or they have not those of the map, rather than leave its accounts out; whoever puts together what
-    /// several nodes tell compares [`Router::map_version`] before and after as well.
+    /// node's, and `Busy` while a bucket of theirs is on its way or they have not those of the map, rather than leave its accounts
+    /// out; whoever puts together what several nodes tell compares [`Router::map_version`] before and after as well.
     pub async fn list(
         &self,
         shards: &[u32],
@@ -336,15 +342,21 @@ impl Router {
 
     /// Shards, their owners and the journal behind them. Waits for the journal for at most three seconds.
     pub async fn cluster(&self) -> Cluster {
-        let Inner { config, seats, map, observe, .. } = &*self.0;
-        let (leases, replica_sets) = observe().await;
+        let (Owners { node, shards }, replica_sets) = tokio::join!(self.owners(), (self.0.read_status)());
+        Cluster { node, shards, replica_sets }
+    }
+
+    /// Shards and their owners alone, for which not every server of the journal is asked. Waits for the journal as long at most.
+    pub async fn owners(&self) -> Owners {
+        let Inner { config, seats, map, read_leases, .. } = &*self.0;
+        let leases = read_leases().await;
         let map = map.current();
         let shards = seats.iter().map(|seat| {
             let buckets = map.shards.iter().filter(|shard| **shard == seat.shard).count() as u32;
             let lease = leases.iter().flatten().find(|lease| lease.shard == seat.shard);
             status(config, seat, lease, buckets)
         });
-        Cluster { node: config.node.name.clone(), shards: shards.collect(), replica_sets }
+        Owners { node: config.node.name.clone(), shards: shards.collect() }
     }
 
     /// Can this node take writes on some shard, by itself or by forwarding? False as long as a shard is given up here.
@@ -368,8 +380,7 @@ impl Router {
     /// Resolves once none of these accounts is in a shard of the node at `advertise` any more, and each is in one that has an owner.
     pub async fn left(&self, accounts: &[u64], advertise: &str) {
         for account in accounts {
-            let shard = self.0.map.shard_of(bucket_of(*account));
-            if let Some(seat) = shard.and_then(|shard| self.0.seats.get(shard as usize)) {
+            if let Ok(seat) = self.seat_with(*account) {
                 seat.left(advertise).await;
             }
         }
@@ -394,8 +405,7 @@ impl Router {
         let until = tokio::time::Instant::now() + MAP_TIMEOUT;
         loop {
             let version = self.0.map.current().version;
-            let shard = self.0.map.shard_of(bucket_of(account));
-            let seat = shard.and_then(|shard| self.0.seats.get(shard as usize)).ok_or_else(busy)?;
+            let seat = self.seat_with(account)?;
             let standing = seat.standing();
             match self.ask_once(seat, &request).await {
                 Err(Failure::Refused(Refusal::Elsewhere)) => {}
@@ -410,6 +420,11 @@ impl Router {
                 return Err(busy());
             }
         }
+    }
+
+    fn seat_with(&self, account: u64) -> Result<&Seat, Failure> {
+        let shard = self.0.map.shard_of(bucket_of(account));
+        shard.and_then(|shard| self.0.seats.get(shard as usize)).map(AsRef::as_ref).ok_or_else(busy)
     }
 
     async fn ask_once(&self, seat: &Seat, request: &impl Fn(Reply) -> Request) -> Answer {

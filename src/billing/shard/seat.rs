@@ -99,6 +99,18 @@ pub enum Standing {
     Vacant,
 }
 
+impl Standing {
+    /// What to tell whoever looked for an owner here and found none.
+    fn absence(&self) -> Failure {
+        match self {
+            Standing::Elsewhere { node, advertise, until, .. } if *until > clock::now() => {
+                Failure::Elsewhere { node: node.clone(), advertise: advertise.clone() }
+            }
+            _ => busy(),
+        }
+    }
+}
+
 /// What the router and the shard's task share.
 pub struct Seat {
     pub shard: u32,
@@ -178,10 +190,7 @@ impl Seat {
     pub fn hand_in(&self, request: Request) -> Result<(), Failure> {
         match &**self.standing.load() {
             Standing::Own { requests, .. } => requests.try_send(request).map_err(|_| busy()),
-            Standing::Elsewhere { node, advertise, until, .. } if *until > clock::now() => {
-                Err(Failure::Elsewhere { node: node.clone(), advertise: advertise.clone() })
-            }
-            Standing::Elsewhere { .. } | Standing::Changing { .. } | Standing::Vacant => Err(busy()),
+            standing => Err(standing.absence()),
         }
     }
 
@@ -201,10 +210,7 @@ impl Seat {
     fn errands(&self) -> Result<mpsc::Sender<Errand>, Failure> {
         match &**self.standing.load() {
             Standing::Own { errands, .. } => Ok(errands.clone()),
-            Standing::Elsewhere { node, advertise, until, .. } if *until > clock::now() => {
-                Err(Failure::Elsewhere { node: node.clone(), advertise: advertise.clone() })
-            }
-            Standing::Elsewhere { .. } | Standing::Changing { .. } | Standing::Vacant => Err(busy()),
+            standing => Err(standing.absence()),
         }
     }
 

@@ -64,7 +64,8 @@ impl Tenure {
                     epoch = self.epoch,
                     "the lease ran out, the shard is given up"
                 );
-                return self.end();
+                self.end();
+                return;
             }
             let from = clock::now();
             let answer_by = self.deadline().min(from + third);
@@ -77,7 +78,8 @@ impl Tenure {
                 }
                 Ok(Err(Error::Fenced { epoch, .. })) => {
                     tracing::warn!(shard = self.shard, epoch, "another owner has the shard");
-                    return self.end();
+                    self.end();
+                    return;
                 }
                 Ok(Err(error)) => {
                     metrics.retries_renew.inc();

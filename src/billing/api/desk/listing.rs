@@ -9,9 +9,8 @@ use tokio::time::Instant;
 
 use super::{Desk, Shards};
 use crate::billing::api::error::{Kind, Problem};
-use crate::billing::api::gate::Caller;
 use crate::billing::domain::Account;
-use crate::billing::shard::{Cluster, Failure};
+use crate::billing::shard::{Failure, Owners};
 
 /// How long a shard without an owner is waited for: a hand-over takes some ten milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -19,24 +18,16 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The shards of this node, and those of others by where these are.
-struct Owners {
+struct Asked {
     own: Vec<u32>,
     others: BTreeMap<String, Vec<u32>>,
 }
 
 impl<S: Shards> Desk<S> {
     /// The accounts of all nodes with ids beyond `after`, by id. Fails if some cannot be told, rather than leave them out.
-    pub async fn list(
-        &self,
-        caller: Caller,
-        after: Option<u64>,
-        limit: usize,
-    ) -> Result<Vec<Account>, Problem> {
-        if caller == Caller::Node {
-            return Err(Problem::malformed("another node says which shards it means"));
-        }
+    pub async fn list(&self, after: Option<u64>, limit: usize) -> Result<Vec<Account>, Problem> {
         let version = self.shards.map_version().await?;
-        let Owners { own, others } = self.owners().await?;
+        let Asked { own, others } = self.asked().await?;
         let pages = others.iter().map(|(advertise, shards)| self.peers.list(advertise, shards, after, limit));
         let (own, others) = tokio::try_join!(self.list_of(&own, after, limit), try_join_all(pages))?;
         // What moved meanwhile may have been asked for where it was not yet, and then where it was no more.
@@ -64,11 +55,11 @@ impl<S: Shards> Desk<S> {
         })
     }
 
-    async fn owners(&self) -> Result<Owners, Problem> {
+    async fn asked(&self) -> Result<Asked, Problem> {
         let until = Instant::now() + PATIENCE;
         loop {
-            match owners(self.shards.cluster().await) {
-                Some(owners) => return Ok(owners),
+            match asked(self.shards.owners().await) {
+                Some(asked) => return Ok(asked),
                 None if Instant::now() + PAUSE < until => tokio::time::sleep(PAUSE).await,
                 None => return Err(busy("a shard has no owner at the moment")),
             }
@@ -77,20 +68,20 @@ impl<S: Shards> Desk<S> {
 }
 
 /// None while a shard has none.
-fn owners(cluster: Cluster) -> Option<Owners> {
-    let Cluster { node, shards, replica_sets: _ } = cluster;
-    let mut owners = Owners { own: Vec::new(), others: BTreeMap::new() };
+fn asked(owners: Owners) -> Option<Asked> {
+    let Owners { node, shards } = owners;
+    let mut asked = Asked { own: Vec::new(), others: BTreeMap::new() };
     for shard in shards {
         if shard.node.is_empty() || shard.advertise.is_empty() {
             return None;
         }
         let theirs = match shard.node == node {
-            true => &mut owners.own,
-            false => owners.others.entry(shard.advertise).or_default(),
+            true => &mut asked.own,
+            false => asked.others.entry(shard.advertise).or_default(),
         };
         theirs.push(shard.shard);
     }
-    Some(owners)
+    Some(asked)
 }
 
 fn busy(detail: &str) -> Problem {

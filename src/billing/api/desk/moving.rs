@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{Desk, Shards};
 use crate::billing::api::error::{Kind, Problem};
 use crate::billing::api::gate::Caller;
-use crate::billing::shard::{Cluster, Failure};
+use crate::billing::shard::{Failure, Owners};
 
 /// Images that come in at once.
 pub(super) const IMAGES_MAX: usize = 4;
@@ -126,7 +126,7 @@ impl<S: Shards> Desk<S> {
     /// A shard that is kept for a node which is not there has no owner for that long. So it goes to this node, or to one that has
     /// a lease.
     async fn check_known(&self, to: &str) -> Result<(), Problem> {
-        let Cluster { node, shards, .. } = self.shards.cluster().await;
+        let Owners { node, shards } = self.shards.owners().await;
         if node == to || shards.iter().any(|shard| shard.node == to && !shard.advertise.is_empty()) {
             return Ok(());
         }

@@ -14,7 +14,9 @@ use crate::billing::domain::{
 };
 use crate::billing::journal::{Cursor, Entry, Line, MemberState, MemberStatus, ReplicaSetStatus};
 use crate::billing::projection;
-use crate::billing::shard::{self, Answer, Cluster, Failure, History, ShardStatus, Slip, Told, Unmovable};
+use crate::billing::shard::{
+    self, Answer, Cluster, Failure, History, Owners, ShardStatus, Slip, Told, Unmovable,
+};
 
 /// In microseconds since the epoch.
 pub const START: u64 = 1_700_000_000_000_000;
@@ -200,7 +202,7 @@ impl Shards for Fake {
         true
     }
 
-    fn posted(&self, _: Option<&Operation>, answer: Answer) -> Option<Result<Account, Failure>> {
+    fn posted(&self, _: u64, _: Option<&Operation>, answer: Answer) -> Option<Result<Account, Failure>> {
         match answer {
             Err(Failure::Elsewhere { .. } | Failure::Busy { .. }) => None,
             answer => Some(answer.map(|told| told.account)),
@@ -232,6 +234,24 @@ impl Shards for Fake {
     }
 
     async fn cluster(&self) -> Cluster {
+        let Owners { node, shards } = self.owners().await;
+        let member = MemberStatus {
+            uri: "file:/x".to_owned(),
+            state: MemberState::Writable,
+            replication: None,
+            lag_bytes: None,
+            lag: None,
+            problem: None,
+        };
+        let set = ReplicaSetStatus {
+            index: 0,
+            shards: shards.iter().map(|shard| shard.shard).collect(),
+            members: vec![member],
+        };
+        Cluster { node, shards, replica_sets: vec![set] }
+    }
+
+    async fn owners(&self) -> Owners {
         self.free().await;
         let mut addresses = self.addresses.lock().clone();
         let inner = self.inner.lock();
@@ -250,20 +270,7 @@ impl Shards for Fake {
                 writable: true,
             })
             .collect();
-        let member = MemberStatus {
-            uri: "file:/x".to_owned(),
-            state: MemberState::Writable,
-            replication: None,
-            lag_bytes: None,
-            lag: None,
-            problem: None,
-        };
-        let set = ReplicaSetStatus {
-            index: 0,
-            shards: shards.iter().map(|shard| shard.shard).collect(),
-            members: vec![member],
-        };
-        Cluster { node: inner.node.to_owned(), shards, replica_sets: vec![set] }
+        Owners { node: inner.node.to_owned(), shards }
     }
 
     async fn look_again(&self, _: &[u16], _: &str) {

@@ -8,7 +8,7 @@ use super::super::{Failure, Router, WallClock};
 use super::fake::Fake;
 use super::street::Street;
 use super::{START, add, config, create, insist, key, settled};
-use crate::billing::domain::{Account, Money, Operation, bucket_of};
+use crate::billing::domain::{Account, Money, Operation, Refusal, bucket_of};
 use crate::billing::notifier;
 use crate::clock;
 
@@ -123,6 +123,32 @@ async fn a_node_that_leaves_everything_forwards_until_it_is_taken() {
     let cluster = pair.a.cluster().await;
     assert!(cluster.shards.iter().all(|shard| shard.node == "b"), "{cluster:?}");
     pair.balances_are(500).await;
+}
+
+/// An owner that has too much to do would only be asked twice.
+#[tokio::test(start_paused = true)]
+async fn who_was_told_busy_asks_again_only_if_the_shard_is_leaving() {
+    let pair = Pair::new().await;
+    let posted = |failure| pair.a.posted(1, Some(&add(1)), Err(failure));
+    let busy = || Failure::Busy { retry_after: Duration::ZERO };
+    assert!(matches!(posted(busy()), Some(Err(Failure::Busy { .. }))));
+    assert!(posted(Failure::Refused(Refusal::Elsewhere)).is_none());
+    pair.a.hand_over(u32::from(bucket_of(1)) % SHARDS, "b").await.unwrap();
+    assert!(posted(busy()).is_none());
+    settled(&pair.a).await;
+    assert!(posted(busy()).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn whose_shards_are_is_known_without_asking_every_server() {
+    let pair = Pair::new().await;
+    pair.fake.servers_hang(true);
+    let began = clock::now();
+    let owners = pair.a.owners().await;
+    assert!(clock::now() - began < Duration::from_secs(1));
+    assert!(owners.shards.iter().all(|shard| shard.node == owners.node), "{owners:?}");
+    let cluster = pair.a.cluster().await;
+    assert_eq!((cluster.shards.len(), cluster.replica_sets.len()), (SHARDS as usize, 0));
 }
 
 /// What nobody takes is not waited for again and again.

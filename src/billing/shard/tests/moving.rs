@@ -514,10 +514,6 @@ async fn load_over_moving_buckets_loses_and_doubles_nothing() {
 }
 
 /// An account of the same bucket as account 1, for each of these.
-fn neighbours_of_one() -> impl Iterator<Item = u64> {
-    (2..).filter(|id| bucket_of(*id) == bucket_of(1))
-}
-
 /// The journal's map is looked at before a bucket is released, and callers do not wait for that.
 #[tokio::test(start_paused = true)]
 async fn a_bucket_that_grew_too_large_meanwhile_stays() {
@@ -537,7 +533,8 @@ async fn a_bucket_that_grew_too_large_meanwhile_stays() {
         tokio::task::yield_now().await;
     }
     assert!(!moving.is_finished());
-    router.operate(neighbours_of_one().next().unwrap(), key("create"), create(1, 0)).await.unwrap();
+    let neighbour = (2..).find(|id| bucket_of(*id) == bucket).unwrap();
+    router.operate(neighbour, key("create"), create(1, 0)).await.unwrap();
     let moved = moving.await.unwrap();
     assert!(matches!(moved, Err(Failure::Unmovable(Unmovable::TooLarge { .. }))), "{moved:?}");
     assert_eq!(router.get(1).await.unwrap().balance, Money::new(1));
