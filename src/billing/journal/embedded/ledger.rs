@@ -5,7 +5,7 @@
 //! were in that write, or in those before it. A snapshot alone is more than one write; what is left of one that was torn is
 //! taken out before the next.
 
-use std::ops::RangeInclusive;
+use std::ops::{Bound, RangeInclusive};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -26,6 +26,9 @@ use crate::billing::journal::{
 const MEMTABLE_BYTES: u64 = 4 << 20;
 const CACHE_BYTES: u64 = 8 << 20;
 const LOG_BYTES: u64 = 128 << 20;
+
+/// Pages that one call looks through for an account, at most: some milliseconds, for which the thread's other work waits.
+const LOOKED_MAX: usize = 1024;
 
 /// Pages taken out in one write.
 const REMOVED_MAX: usize = 1024;
@@ -53,6 +56,23 @@ struct Progress {
 }
 
 const WRITING: &str = "writing the ledger";
+
+/// A way through the lines of one account in one shard, newest first.
+pub(super) struct Walk {
+    account: u64,
+    /// Lines from here on are not looked at.
+    below: Cursor,
+    /// Nor are pages that were written before this time.
+    since: Micros,
+    /// The key of the page that was looked through last.
+    seen: Option<Vec<u8>>,
+}
+
+impl Walk {
+    pub(super) fn new(account: u64, below: Cursor, since: Micros) -> Walk {
+        Walk { account, below, since, seen: None }
+    }
+}
 
 impl Ledger {
     pub(super) fn open(path: &Path, shards: u32, closing: Arc<AtomicBool>) -> Result<Ledger, Error> {
@@ -219,62 +239,63 @@ impl Ledger {
 
     // ---------------------------------------------------------------------------------------------------------- reads
 
-    pub(super) fn lines(&self, account: u64, before: Cursor, limit: usize) -> Result<Vec<Line>, Error> {
+    /// And how to go on, as with [`Ledger::walk`].
+    pub(super) fn lines(&self, walk: Walk, limit: usize) -> Result<(Vec<Line>, Option<Walk>), Error> {
         let mut found = Vec::new();
-        self.walk(account, before, Micros::ZERO, |line| {
+        let rest = self.walk(walk, |line| {
             found.push(line);
             found.len() < limit && !line.is_first()
         })?;
-        Ok(found)
+        Ok((found, rest))
     }
 
-    pub(super) fn find_released(&self, adopted: &Line, below: Cursor) -> Result<Option<Cursor>, Error> {
-        let Row { id, since, .. } = adopted.after;
-        for shard in 0..self.shards.len() as u32 {
-            let mut found = None;
-            self.walk(id, below.in_shard(shard), since, |line| {
-                found =
-                    line.went_to(adopted).then_some(Cursor { shard, seq: line.seq, position: line.position });
-                found.is_none() && !line.is_before(adopted)
-            })?;
-            if found.is_some() {
-                return Ok(found);
+    /// And how to go on, as with [`Ledger::walk`].
+    pub(super) fn find_released(
+        &self,
+        adopted: &Line,
+        walk: Walk,
+    ) -> Result<(Option<Cursor>, Option<Walk>), Error> {
+        let (mut found, shard) = (None, walk.below.shard);
+        let rest = self.walk(walk, |line| {
+            found = line.went_to(adopted).then_some(Cursor { shard, seq: line.seq, position: line.position });
+            found.is_none() && !line.is_before(adopted)
+        })?;
+        Ok((found, rest))
+    }
+
+    /// The next lines, until it is enough or has looked through [`LOOKED_MAX`] pages; then it gives the rest of the way.
+    fn walk(&self, walk: Walk, mut goes_on: impl FnMut(Line) -> bool) -> Result<Option<Walk>, Error> {
+        let Walk { account, below: Cursor { shard, seq, position }, since, seen } = &walk;
+        let (shard, group) = (*shard, group_of(*account));
+        let end = match seen {
+            Some(seen) => Bound::Excluded(seen.clone()),
+            None => {
+                let place = key(shard, group, *seq, *position, 0);
+                // The page that has the place ends there, or is the first one beyond it.
+                let beyond = self.pages.range(place.clone()..=last_of(shard, group)).next();
+                let end = beyond.map(|entry| entry.key().map_err(reading(shard))).transpose()?;
+                Bound::Included(end.map_or(place, |end| end.to_vec()))
+            }
+        };
+        let pages = self.pages.range((Bound::Included(key(shard, group, 0, 0, 0)), end)).rev();
+        for (entry, looked) in pages.zip(1..) {
+            let (key, value) = entry.into_inner().map_err(reading(shard))?;
+            let page = page(shard, group, &key, &value)?;
+            if page.at < *since {
+                break;
+            }
+            let lines = page.lines(Some(*account)).map_err(strange(shard, &key))?;
+            let older = lines.into_iter().rev().filter(|line| (line.seq, line.position) < (*seq, *position));
+            for line in older {
+                if !goes_on(line) {
+                    return Ok(None);
+                }
+            }
+            if looked == LOOKED_MAX {
+                return Ok(Some(Walk { seen: Some(key.to_vec()), ..walk }));
             }
         }
         Ok(None)
-    }
-
-    /// The lines of an account below a place, newest first, in pages that were written at this time or later, until it is
-    /// enough.
-    fn walk(
-        &self,
-        account: u64,
-        below: Cursor,
-        since: Micros,
-        mut goes_on: impl FnMut(Line) -> bool,
-    ) -> Result<(), Error> {
-        let Cursor { shard, seq, position } = below;
-        let group = group_of(account);
-        let place = key(shard, group, seq, position, 0);
-        // The page that has the place ends there, or is the first one beyond it.
-        let beyond = self.pages.range(place.clone()..=last_of(shard, group)).next();
-        let end = beyond.map(|entry| entry.key().map_err(reading(shard))).transpose()?;
-        let end = end.map_or(place, |end| end.to_vec());
-        for entry in self.pages.range(key(shard, group, 0, 0, 0)..=end).rev() {
-            let (key, value) = entry.into_inner().map_err(reading(shard))?;
-            let page = page(shard, group, &key, &value)?;
-            if page.at < since {
-                break;
-            }
-            let lines = page.lines(Some(account)).map_err(strange(shard, &key))?;
-            let older = lines.into_iter().rev().filter(|line| (line.seq, line.position) < (seq, position));
-            for line in older {
-                if !goes_on(line) {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
     }
 
     pub(super) fn has_forgotten(&self, at: Micros) -> bool {
@@ -397,6 +418,26 @@ mod tests {
     fn carried(seq: u64, rows: impl Iterator<Item = Row>) -> Arc<Offers> {
         let line = |row| Line::of_row(seq, 0, LineKind::Carried, Micros::ZERO, row);
         Arc::new(vec![rows.map(line).collect()])
+    }
+
+    /// An account that is seldom used, among many of its group.
+    #[test]
+    fn a_long_way_is_gone_in_pieces() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(directory.path(), 1, Arc::default()).unwrap();
+        ledger.claim(0, 1, 9).unwrap();
+        let stretch = Stretch { shard: 0, epoch: 1, after: 0, through: 5, at: Micros::ZERO };
+        let pages = 2 * LOOKED_MAX + 1;
+        let ids = (0..(pages * PAGE_LINES) as u64).map(|number| 7 + number * u64::from(GROUPS));
+        ledger.carry(&stretch, std::iter::once(carried(5, ids.map(|id| row(id, 1))))).unwrap();
+        let newest = Cursor { shard: 0, seq: u64::MAX, position: u32::MAX };
+        let (mut walk, mut found) = (Some(Walk::new(7, newest, Micros::ZERO)), Vec::new());
+        while let Some(from) = walk {
+            let (lines, rest) = ledger.lines(from, 10).unwrap();
+            found.push(lines.len());
+            walk = rest;
+        }
+        assert_eq!(found, [0, 0, 1]);
     }
 
     /// The process ends while a snapshot is carried over; the next one finds a newer snapshot, with other accounts.

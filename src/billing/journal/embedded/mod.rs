@@ -25,11 +25,13 @@ use super::{
 use crate::billing::domain::{Micros, Row};
 #[cfg(test)]
 pub(super) use heads::Heads;
-use ledger::Ledger;
+use ledger::{Ledger, Walk};
 use store::Store;
 
 /// Callers beyond these wait for a place. A shard has one append under way, so it is seldom more than the shards.
 const QUEUE_MAX: usize = 128;
+
+const READING: &str = "reading lines";
 
 /// Time since some moment, never going back. Leases need no more: those of an earlier process ended with it.
 pub(super) type Clock = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -139,7 +141,7 @@ impl Embedded {
         answer.await.map_err(Error::unknown(step))?
     }
 
-    /// Does something on the ledger's thread.
+    /// Does something on the ledger's thread, unless nobody waits for it any more when its turn comes.
     async fn on_ledger<T: Send + 'static>(
         &self,
         step: &'static str,
@@ -148,7 +150,11 @@ impl Embedded {
         let queue =
             self.inner.ledger_work.as_ref().ok_or("it is closed").map_err(Error::unavailable(step))?;
         let (reply, answer) = oneshot::channel();
-        let work: LedgerWork = Box::new(move |ledger| drop(reply.send(call(ledger))));
+        let work: LedgerWork = Box::new(move |ledger| {
+            if !reply.is_closed() {
+                drop(reply.send(call(ledger)));
+            }
+        });
         let ended = |_| Error::unavailable(step)("the ledger's thread has ended");
         queue.send(work).await.map_err(ended)?;
         answer.await.map_err(Error::unknown(step))?
@@ -230,12 +236,32 @@ impl Embedded {
     }
 
     pub(super) async fn lines(&self, account: u64, before: Cursor, limit: usize) -> Result<Vec<Line>, Error> {
-        self.on_ledger("reading lines", move |ledger| ledger.lines(account, before, limit)).await
+        let mut lines = Vec::new();
+        let mut walk = Some(Walk::new(account, before, Micros::ZERO));
+        while let Some(from) = walk {
+            let wanted = limit.saturating_sub(lines.len());
+            let (some, rest) = self.on_ledger(READING, move |ledger| ledger.lines(from, wanted)).await?;
+            lines.extend(some);
+            walk = rest;
+        }
+        Ok(lines)
     }
 
     pub(super) async fn find_released(&self, adopted: &Line, below: Cursor) -> Result<Option<Cursor>, Error> {
         let adopted = *adopted;
-        self.on_ledger("reading lines", move |ledger| ledger.find_released(&adopted, below)).await
+        let Row { id, since, .. } = adopted.after;
+        for shard in 0..self.inner.shards {
+            let mut walk = Some(Walk::new(id, below.in_shard(shard), since));
+            while let Some(from) = walk {
+                let find = move |ledger: &mut Ledger| ledger.find_released(&adopted, from);
+                let (found, rest) = self.on_ledger(READING, find).await?;
+                if found.is_some() {
+                    return Ok(found);
+                }
+                walk = rest;
+            }
+        }
+        Ok(None)
     }
 
     pub(super) async fn ledger_is_level(&self) -> Result<bool, Error> {
@@ -376,5 +402,33 @@ fn append(store: &mut Store, appends: Vec<(Batch, oneshot::Sender<Result<(), Err
     for (reply, result) in replies.into_iter().zip(store.append(&batches)) {
         // Who no longer waits will confirm.
         let _ = reply.send(result);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_is_not_begun() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = Embedded::open(directory.path(), 1).await.unwrap();
+        let (lets_go, held) = std::sync::mpsc::channel::<()>();
+        let hold = move |_: &mut Ledger| held.recv().map_err(Error::unavailable("holding"));
+        let mut holding = Box::pin(journal.on_ledger("holding", hold));
+        assert!((&mut holding).now_or_never().is_none());
+        let begun = Arc::new(AtomicBool::new(false));
+        let begins = Arc::clone(&begun);
+        let begin = move |_: &mut Ledger| {
+            begins.store(true, Relaxed);
+            Ok(())
+        };
+        assert!(journal.on_ledger("asking", begin).now_or_never().is_none());
+        lets_go.send(()).unwrap();
+        holding.await.unwrap();
+        journal.on_ledger("asking after it", |_| Ok(())).await.unwrap();
+        assert!(!begun.load(Relaxed));
     }
 }
