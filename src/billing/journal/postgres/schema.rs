@@ -179,7 +179,7 @@ async fn migrate(set: &ReplicaSet, place: Place) -> Result<(), DefineError> {
     }
     for option in OPTIONS.into_iter().chain(GONE) {
         match set.define(option).await {
-            Err(DefineError::Sql(code, cause)) if !is_race(&code) => {
+            Err(DefineError::Sql(code, cause)) if is_unknown_to_it(&code) => {
                 let statement = option.lines().next().unwrap_or_default();
                 tracing::warn!(statement, error = %cause, "journal: this database has no such thing, it is used without");
             }
@@ -197,6 +197,12 @@ async fn migrate(set: &ReplicaSet, place: Place) -> Result<(), DefineError> {
 fn is_undefined_table(cause: &(dyn std::error::Error + 'static)) -> bool {
     let error = cause.downcast_ref::<tokio_postgres::Error>();
     error.and_then(tokio_postgres::Error::code) == Some(&SqlState::UNDEFINED_TABLE)
+}
+
+/// Whether the database does not have what was asked for, or not for this user: the classes 0A, feature not supported, and 42,
+/// syntax error or access rule violation. Whatever else fails may work the next time.
+fn is_unknown_to_it(code: &SqlState) -> bool {
+    matches!(code.code().get(..2), Some("0A" | "42")) && !is_race(code)
 }
 
 /// `if not exists` looks first and creates then: two at once meet in the catalogue's own unique keys.

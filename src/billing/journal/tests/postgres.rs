@@ -234,6 +234,27 @@ async fn many_nodes_start_at_once() {
     assert_eq!(owners, 1);
 }
 
+/// What a database cannot make it is used without; what it could not make at this moment it is to make at the next start.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_reports_read_is_made_once_it_can_be() {
+    let (database, _journal, other) = opened(QUICK).await;
+    let connection = cluster::shared().connection(&database);
+    let unmade = "delete from forefront_schema; drop view billing_ledger cascade";
+    other.batch_execute(unmade).await.unwrap();
+    other.batch_execute("begin; lock table ledger_page").await.unwrap();
+    let hurried = Timeouts { statement: Duration::from_millis(300), ..QUICK };
+    let locked = open(connection.clone(), None, hurried).await;
+    assert!(matches!(locked, Err(Error::Unavailable { .. })), "{locked:?}");
+    other.batch_execute("rollback").await.unwrap();
+    open(connection.clone(), None, QUICK).await.unwrap();
+    other.query("select * from billing_ledger", &[]).await.unwrap();
+    other.query("select * from billing_history(1)", &[]).await.unwrap();
+    // Of the same name, and somebody else's.
+    other.batch_execute(unmade).await.unwrap();
+    other.batch_execute("create table billing_ledger (shard bigint)").await.unwrap();
+    open(connection, None, QUICK).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_fit_the_settings_is_refused() {
     let (database, _, other) = opened(QUICK).await;
