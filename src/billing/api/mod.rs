@@ -11,6 +11,7 @@ mod gate;
 mod history;
 mod json;
 mod metrics;
+mod page;
 mod peers;
 mod routes;
 mod server;
