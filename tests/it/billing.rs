@@ -64,6 +64,46 @@ async fn every_procedure_through_the_front_over_every_protocol() {
     }
 }
 
+/// The routes as they are shipped: whatever is below `/billing` is billing's, also what it does not know, and is never stored.
+#[tokio::test]
+async fn what_billing_does_not_know_is_not_asked_of_the_legacy_service() {
+    let shipped = include_str!("../../config/proxy.toml");
+    let routes = &shipped[shipped.find("[[route]]").expect("there are routes")..];
+    let directory = tempfile::tempdir().unwrap();
+    let billing = Billing::start(directory.path(), "").await;
+    let legacy = Origin::answering(|_, _| ok("legacy")).await;
+    let upstream =
+        |name: &str, address| format!("[[upstream]]\nname = \"{name}\"\nendpoints = [\"{address}\"]\n");
+    let upstreams = upstream("bingo", legacy.address) + &upstream("billing", billing.address);
+    let front = Node::start(&(https(SELF_SIGNED) + &upstreams + routes)).await;
+    let mut client = Client::connect(&front, Protocol::H2).await;
+    for path in [
+        "/billing",
+        "/billing/",
+        "/billing/x",
+        "/billing/v1",
+        "/billing/v1/x",
+        "/billing/metrics",
+        "/billing?x=1",
+    ] {
+        for _ in 0..2 {
+            let unknown = client.get(path).await;
+            assert!(unknown.is(404), "{path}: {unknown:?}");
+            assert_eq!(unknown.get("content-type"), Some("application/problem+json"), "{path}");
+            assert_eq!(value(&unknown)["type"], "urn:problem-type:forefront:billing:no-such-path", "{path}");
+            assert_eq!(
+                (unknown.get("cache-control"), unknown.get("age")),
+                (Some("no-store"), None),
+                "{path}"
+            );
+        }
+    }
+    assert!(client.get("/billing/v1/cluster").await.is(200));
+    // Its cached route may have been filled meanwhile.
+    assert!(legacy.seen().iter().all(|asked| !asked.target().starts_with("/billing")));
+    assert_eq!(client.get("/billingx").await.text(), "legacy");
+}
+
 /// One node does what it is told and dies before it answers. The front asks the other, under the same key.
 #[tokio::test]
 async fn an_answer_lost_behind_the_front_applies_nothing_twice() {
