@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::bed::billing::{Billing, order, value};
-use crate::bed::{Ask, Client, Node, Origin, Protocol, SELF_SIGNED, Wire, https, ok, route, until, upstream};
+use crate::bed::{
+    Ask, Client, Node, Origin, Process, Protocol, SELF_SIGNED, Wire, https, ok, route, until, upstream,
+};
 
 const KEYED: &str = "retry = \"any\"\nidempotency_key = \"add\"";
 
@@ -102,6 +104,33 @@ async fn what_billing_does_not_know_is_not_asked_of_the_legacy_service() {
     // Its cached route may have been filled meanwhile.
     assert!(legacy.seen().iter().all(|asked| !asked.target().starts_with("/billing")));
     assert_eq!(client.get("/billingx").await.text(), "legacy");
+}
+
+#[tokio::test]
+async fn the_status_of_a_node_is_shown_by_its_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "a-token-for-clients\n").unwrap();
+    let mut billing = Billing::start(directory.path(), &format!("token_file = {token:?}")).await;
+    let file = directory.path().join("billing.toml");
+    let status = async || {
+        let mut command = Process::start(["status".as_ref(), "--config".as_ref(), file.as_os_str()]);
+        (command.ended().await.code(), command.stdout().join("\n"), command.log())
+    };
+    let (code, table, _) = status().await;
+    assert_eq!(code, Some(0), "{table}");
+    for piece in
+        ["forefront  yellow", "LOW_REDUNDANCY", "available_rw  forefront", &billing.address.to_string()]
+    {
+        assert!(table.contains(piece), "{piece}: {table}");
+    }
+    std::fs::write(&token, "another-token-of-nobody").unwrap();
+    let (code, _, told) = status().await;
+    assert!(code == Some(1) && told.contains("401"), "{told}");
+    billing.process.signal(libc::SIGTERM);
+    billing.process.ended().await;
+    let (code, _, told) = status().await;
+    assert!(code == Some(1) && told.contains("is the process running"), "{told}");
 }
 
 /// One node does what it is told and dies before it answers. The front asks the other, under the same key.
