@@ -31,7 +31,8 @@ enum Command {
     Legacy(app::legacy::Args),
     /// Validate configuration files, all problems at once
     Check(app::check::Args),
-    /// Show a running process: endpoints and their health, the cache, routes with requests/s and errors
+    /// Show a running process: endpoints and their health, the cache, routes with requests/s and errors; processes;
+    /// of a billing node the cluster: shards, owners, replicas, alerts
     Status(app::status::Args),
 }
 

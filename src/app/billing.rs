@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Failure;
-use crate::billing::api::{Api, Desk, Gate, Limits, Peers, Token};
+use crate::billing::api::{Api, Desk, Gate, Limits, Peers, Strangers, Token};
 use crate::billing::iproto::{Iproto, Users};
 use crate::billing::journal::{Engine, Journal};
 use crate::billing::notifier::{self, Secret, Webhook};
@@ -93,7 +93,8 @@ async fn start_and_serve(settings: Settings, log: &Log) -> anyhow::Result<()> {
     let (closing, drain) = (CancellationToken::new(), Drain::new());
     let node = settings.shards.node.clone();
     let wall = WallClock::system();
-    let peers = Peers::new(gate.peer.as_ref());
+    let strangers = strangers(node.name.clone(), &journal, closing.clone()).await?;
+    let peers = Peers::new(gate.peer.as_ref()).wary_of(strangers);
     let neighbours = gate.peer.as_ref().map(|_| Arc::new(peers.clone()) as Arc<dyn Neighbours>);
     let router =
         Router::start(settings.shards, journal, wall, &registry, notifier, neighbours, closing.clone())
@@ -155,6 +156,16 @@ async fn start_and_serve(settings: Settings, log: &Log) -> anyhow::Result<()> {
         _ = interrupt.recv() => tracing::warn!("told twice; what is in flight is cut"),
     }
     Ok(())
+}
+
+/// Those that this node asks nothing as long as they may be nodes of another journal, of which this one is a copy.
+async fn strangers(own: String, journal: &Journal, closing: CancellationToken) -> anyhow::Result<Strangers> {
+    let journal = journal.clone();
+    let leases = async move || journal.leases().await;
+    let (strangers, looking) =
+        Strangers::look(own, leases, closing).await.context("cannot read the leases")?;
+    tokio::spawn(looking);
+    Ok(strangers)
 }
 
 /// Gives this node's shards to others that own some. Nodes that own none are not known: if there are no others, but may be such

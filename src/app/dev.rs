@@ -14,10 +14,10 @@ use anyhow::{Context, bail};
 use prometheus::Registry;
 use serde_json::json;
 
-use self::ports::{LEGACY_MAX, Legacy, Node, Ports, reach};
+use self::ports::{LEGACY_MAX, Legacy, Node, Ports};
 use self::template::{PROXY, set, set_named};
-use super::Failure;
 use super::supervise::{ServeAdmin, keep, runtime, shutdown_on_signals};
+use super::{Failure, reach};
 use crate::supervisor::probe::{Outcome, probe};
 use crate::supervisor::{Backoff, Config, HealthConfig, ProcessConfig};
 
@@ -270,10 +270,12 @@ fn as_text(ports: &Ports, state: &str) -> String {
     line("state and logs", state.to_owned());
     let [a, b] = &ports.nodes;
     text.push_str(&format!(
-        "\nTry:\n  curl -i {}/long_dummy\n  curl -ik {}/api/movie/1\n  curl {}/status\n\n",
-        url(a.http),
+        "\nTry:\n  curl -i {front}/long_dummy\n  curl -ik {}/api/movie/1\n  curl {}/status\n  \
+         curl -X POST {front}/billing/v1/insert_data\n  curl {front}/billing/v1/accounts/4\n  \
+         curl {front}/billing/v1/cluster\n\n",
         secure(b.https),
         url(ports.keeper),
+        front = url(a.http),
     ));
     text
 }
@@ -362,10 +364,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_printed_has_three_lines_to_try() {
+    fn what_is_printed_has_lines_to_try() {
         let ports = Ports::fixed(0, 2).unwrap();
         let text = as_text(&ports, "/x");
-        assert_eq!(text.matches("\n  curl ").count(), 3, "{text}");
+        assert_eq!(text.matches("\n  curl ").count(), 6, "{text}");
+        for path in
+            ["8080/billing/v1/insert_data\n", "8080/billing/v1/accounts/4\n", "8080/billing/v1/cluster\n"]
+        {
+            assert!(text.contains(path), "{text}");
+        }
         assert!(
             text.contains("node b                  http://localhost:8081 https://localhost:8444\n"),
             "{text}"

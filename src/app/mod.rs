@@ -15,6 +15,7 @@ mod proxy_upstreams;
 pub mod status;
 pub mod supervise;
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
 
 /// Why a command did not do what it was asked to.
@@ -49,5 +50,13 @@ impl std::fmt::Display for Failure {
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Failure {
         Failure::Failed(error)
+    }
+}
+
+/// How to reach a listener from this host.
+fn reach(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        ip if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+        _ => address,
     }
 }

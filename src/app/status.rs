@@ -1,55 +1,99 @@
-//! `forefront status`: asks the admin listener of a running process and prints tables.
+//! `forefront status`: asks a running process and prints tables.
 
-use std::fmt::Write as _;
+mod cluster;
+mod table;
+
 use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
-use http::Uri;
+use http::header::AUTHORIZATION;
+use http::{HeaderValue, Request, Uri};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use serde::de::DeserializeOwned;
 
-use super::Failure;
+use super::{Failure, reach};
 use crate::admin::status::{Cache, Process, Route, Status, Upstream};
+use crate::billing::api::Token;
+use crate::config::{self, Kind, Problems};
+use table::{Table, none, render_all};
 
 /// For the whole exchange: whoever asks wants to know soon that nobody answers.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Thousands of routes fit.
+/// Thousands of routes or shards fit.
 const BODY_BYTES_MAX: usize = 4 << 20;
 
 /// What `forefront status` takes.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Address of the admin listener: of a proxy (9101; in `dev` 9101 and 9102) or of the keeper (9103)
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9101")]
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9101", conflicts_with = "config")]
     admin: String,
+    /// Configuration file of the process, which says where to ask; of a billing node the cluster is shown
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
-/// Prints the status of the process behind `--admin`.
+/// Who is asked, and for what.
+#[derive(Debug)]
+enum Asked {
+    Admin(Uri),
+    Cluster { url: Uri, token: Option<Token> },
+}
+
+/// Prints the status of a running process.
 ///
 /// # Errors
-/// [`Failure::Usage`] when the URL cannot be one of an admin listener, [`Failure::Failed`] when there is no
-/// answer within 5 s or not one to be understood.
+/// [`Failure::Usage`] when the URL cannot be one of an admin listener, [`Failure::Config`] when the file cannot be
+/// used, [`Failure::Failed`] when there is no answer within 5 s or not one to be understood.
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
-    let url = status_url(&args.admin).map_err(Failure::Usage)?;
+    let asked = match &args.config {
+        Some(file) => asked_by(file)?,
+        None => Asked::Admin(status_url(&args.admin).map_err(Failure::Usage)?),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start a runtime")?;
-    let status = runtime.block_on(async {
-        tokio::time::timeout(TIMEOUT, fetch(&url))
+    let text = runtime.block_on(async {
+        let (Asked::Admin(url) | Asked::Cluster { url, .. }) = &asked;
+        tokio::time::timeout(TIMEOUT, tables(&asked))
             .await
             .with_context(|| format!("{url} did not answer within {} s", TIMEOUT.as_secs()))?
-            .with_context(|| {
-                format!("cannot get {url}; is the process running, and is this its admin address?")
-            })
+            .with_context(|| format!("cannot get {url}; is the process running, and is this its address?"))
     })?;
     // A reader that has seen enough (`| head`) is no failure.
-    let _ = std::io::stdout().write_all(render(&status).as_bytes());
+    let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whom the process of this configuration answers.
+fn asked_by(file: &Path) -> Result<Asked, Failure> {
+    let bad = |problems: Problems| Failure::Config(anyhow!("{problems}"));
+    let admin = match config::kind(file).map_err(bad)? {
+        Kind::Proxy => Some(config::proxy::load(file).map_err(bad)?.admin.listen),
+        Kind::Supervise => config::supervise::load(file).map_err(bad)?.admin_listen,
+        Kind::Billing => {
+            let listen = config::billing::load(file).map_err(bad)?.listen;
+            let token = listen.token_file.as_deref().map(Token::from_file).transpose();
+            let token = token.map_err(anyhow::Error::from)?;
+            let first = listen.http.first().copied().context("it listens nowhere")?;
+            return Ok(Asked::Cluster { url: url_of(first, "/billing/v1/cluster")?, token });
+        }
+    };
+    let off =
+        || Failure::Usage(anyhow!("{}: `admin.listen` is \"off\", so nobody can be asked", file.display()));
+    Ok(Asked::Admin(url_of(admin.ok_or_else(off)?, "/status")?))
+}
+
+fn url_of(address: SocketAddr, path: &str) -> anyhow::Result<Uri> {
+    Ok(format!("http://{}{path}", reach(address)).parse()?)
 }
 
 /// The URL of the status, from what was given: with or without a scheme, with or without a path.
@@ -67,18 +111,31 @@ fn status_url(admin: &str) -> anyhow::Result<Uri> {
         .with_context(|| format!("--admin {admin:?} is not a URL"))
 }
 
-async fn fetch(url: &Uri) -> anyhow::Result<Status> {
+async fn tables(asked: &Asked) -> anyhow::Result<String> {
+    match asked {
+        Asked::Admin(url) => Ok(render(&fetch(url, None).await?)),
+        Asked::Cluster { url, token } => {
+            Ok(cluster::render(&fetch(url, token.as_ref().map(Token::bearer)).await?))
+        }
+    }
+}
+
+async fn fetch<T: DeserializeOwned>(url: &Uri, authorization: Option<HeaderValue>) -> anyhow::Result<T> {
     let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
-    let answer = client.get(url.clone()).await?;
+    let mut request = Request::new(Empty::new());
+    *request.uri_mut() = url.clone();
+    if let Some(authorization) = authorization {
+        request.headers_mut().insert(AUTHORIZATION, authorization);
+    }
+    let answer = client.request(request).await?;
     if !answer.status().is_success() {
         bail!("it answered {}", answer.status());
     }
     let body = Limited::new(answer.into_body(), BODY_BYTES_MAX).collect().await;
-    let body = body.map_err(|error| anyhow::anyhow!(error)).context("the answer was cut off or too long")?;
+    let body = body.map_err(|error| anyhow!(error)).context("the answer was cut off or too long")?;
     serde_json::from_slice(&body.to_bytes()).context("the answer is not a status")
 }
 
-/// The tables, each after an empty line; those without rows are left out.
 fn render(status: &Status) -> String {
     let Status { node, role, version, state, uptime_seconds, connections, in_flight, .. } = status;
     let mut table = Table::new(&["NODE", "ROLE", "STATE", "UP", ">CONNECTIONS", ">IN FLIGHT", "VERSION"]);
@@ -91,16 +148,13 @@ fn render(status: &Status) -> String {
         in_flight.to_string(),
         version.clone(),
     ]);
-    let tables = [
+    render_all([
         table,
         endpoints(&status.upstreams),
         cache(status.cache.as_ref()),
         routes(&status.routes),
         processes(&status.processes),
-    ];
-    let texts: Vec<String> =
-        tables.iter().filter(|table| !table.rows.is_empty()).map(Table::render).collect();
-    texts.join("\n")
+    ])
 }
 
 fn endpoints(upstreams: &[Upstream]) -> Table {
@@ -174,10 +228,6 @@ fn processes(processes: &[Process]) -> Table {
     table
 }
 
-fn none() -> String {
-    "-".to_owned()
-}
-
 /// Two units at most: what matters is whether it was just now.
 fn span(seconds: f64) -> String {
     let total = seconds.max(0.0) as u64;
@@ -199,49 +249,6 @@ fn size(bytes: u64) -> String {
         value /= 1024.0;
     }
     format!("{value:.1} TiB")
-}
-
-/// Columns as wide as their widest cell. A head that begins with `>` stands, as its cells do, to the right.
-struct Table {
-    heads: Vec<(String, bool)>,
-    rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    fn new(heads: &[&str]) -> Table {
-        let heads = heads.iter().map(|head| match head.strip_prefix('>') {
-            Some(head) => (head.to_owned(), true),
-            None => ((*head).to_owned(), false),
-        });
-        Table { heads: heads.collect(), rows: Vec::new() }
-    }
-
-    /// Names come from the other side of a socket: what would steer a terminal is replaced.
-    fn row<const N: usize>(&mut self, cells: [String; N]) {
-        let printable = |cell: String| cell.replace(char::is_control, "?");
-        self.rows.push(cells.into_iter().map(printable).collect());
-    }
-
-    fn render(&self) -> String {
-        let heads: Vec<String> = self.heads.iter().map(|(head, _)| head.clone()).collect();
-        let mut text = String::new();
-        for row in std::iter::once(&heads).chain(&self.rows) {
-            let mut line = String::new();
-            for (column, (cell, (_, right))) in row.iter().zip(&self.heads).enumerate() {
-                let cells = self.rows.iter().chain([&heads]).filter_map(|row| row.get(column));
-                let width = cells.map(|cell| cell.chars().count()).max().unwrap_or(0);
-                let gap = if column == 0 { "" } else { "  " };
-                // Writing to a string cannot fail.
-                let _ = match right {
-                    true => write!(line, "{gap}{cell:>width$}"),
-                    false => write!(line, "{gap}{cell:<width$}"),
-                };
-            }
-            text.push_str(line.trim_end());
-            text.push('\n');
-        }
-        text
-    }
 }
 
 #[cfg(test)]
@@ -321,6 +328,41 @@ rest               0.0       0.0         0       0          0       -       -
         }
     }
 
+    #[test]
+    fn a_configuration_tells_whom_to_ask() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("x.toml");
+        let asked = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            asked_by(&file)
+        };
+        let url = |text: &str| match asked(text) {
+            Ok(Asked::Admin(url) | Asked::Cluster { url, token: None }) => url.to_string(),
+            other => panic!("{other:?}"),
+        };
+        let proxy = include_str!("../../config/proxy.toml");
+        assert_eq!(url(proxy), "http://127.0.0.1:9101/status");
+        let keeper = "[[process]]\nname = 'a'\ncommand = ['true']\n[admin]\nlisten = ";
+        assert_eq!(
+            url(&format!("{keeper}'[::]:7'")),
+            "http://127.0.0.1:7/status",
+            "what listens everywhere is here"
+        );
+        assert_eq!(url("[listen]\nhttp = ['[::1]:7', '127.0.0.1:8']"), "http://[::1]:7/billing/v1/cluster");
+
+        let token = directory.path().join("token");
+        std::fs::write(&token, "sixteen-or-longer\n").unwrap();
+        let with_token = format!("[listen]\ntoken_file = {token:?}");
+        let Ok(Asked::Cluster { token: Some(token), .. }) = asked(&with_token) else {
+            panic!("it has a token")
+        };
+        assert_eq!(token.bearer(), "Bearer sixteen-or-longer");
+
+        assert!(matches!(asked(&format!("{keeper}'off'")), Err(Failure::Usage(_))));
+        assert!(matches!(asked("[journal]\nengin = 'x'"), Err(Failure::Config(_))));
+        assert!(matches!(asked("[listen]\ntoken_file = '/nonexistent/token'"), Err(Failure::Failed(_))));
+    }
+
     async fn serve_once(answer: &'static str) -> Uri {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -336,7 +378,7 @@ rest               0.0       0.0         0       0          0       -       -
     #[tokio::test]
     async fn answers_are_read_and_bad_ones_told() {
         let url = serve_once("HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n{\"node\":\"b\"}").await;
-        assert_eq!(fetch(&url).await.unwrap().node, "b");
+        assert_eq!(fetch::<Status>(&url, None).await.unwrap().node, "b");
         for (answer, told) in [
             ("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n", "404"),
             ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[7", "not a status"),
@@ -344,7 +386,7 @@ rest               0.0       0.0         0       0          0       -       -
             ("HTTP/1.1 200 OK\r\nContent-Length: 9999999\r\n\r\n{", "too long"),
             ("SSH-2.0-x\r\n", ""),
         ] {
-            let error = fetch(&serve_once(answer).await).await.unwrap_err();
+            let error = fetch::<Status>(&serve_once(answer).await, None).await.unwrap_err();
             assert!(format!("{error:#}").contains(told), "{error:#}");
         }
     }

@@ -12,6 +12,9 @@ use crate::clock;
 use crate::headers::{self, SELF};
 use crate::http1::{Fields, Framing, RequestHead, ResponseHead, tokens};
 
+/// The key under which the origin does a request once; where none was given, it is the request's id.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
 /// Appends `name: value CRLF`.
 pub fn line(name: &str, value: &[u8], out: &mut BytesMut) {
     out.extend_from_slice(name.as_bytes());
@@ -79,8 +82,8 @@ pub fn request(request: &RequestHead, context: &Context, hop: &Hop<'_>, out: &mu
         line("connection", b"upgrade", out);
         line("upgrade", protocol, out);
     }
-    if hop.idempotency_key && !request.fields.contains("idempotency-key") {
-        line("idempotency-key", context.id.as_bytes(), out);
+    if hop.idempotency_key && needs_key(request) {
+        line(IDEMPOTENCY_KEY, context.id.as_bytes(), out);
     }
     forwarding(request, context, host, out);
     out.extend_from_slice(b"via: ");
@@ -92,6 +95,18 @@ pub fn request(request: &RequestHead, context: &Context, hop: &Hop<'_>, out: &mu
         None => line("traceparent", &headers::begin_traceparent(&context.id), out),
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// Has the client left it to us to name a key?
+pub fn needs_key(request: &RequestHead) -> bool {
+    !request.fields.contains(IDEMPOTENCY_KEY)
+}
+
+/// Appends the key that was made, for an answer of our own.
+pub fn told_key(context: &Context, out: &mut Vec<u8>) {
+    for piece in [IDEMPOTENCY_KEY.as_bytes(), b": ", context.id.as_bytes(), b"\r\n"] {
+        out.extend_from_slice(piece);
+    }
 }
 
 /// Fields of a request that are written anew: framing, forwarding, ids. `Via` of hops before is kept, as its own line.

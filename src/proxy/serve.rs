@@ -12,6 +12,7 @@ use super::context::{Context, Downstream};
 use super::forwarding::{Forwarded, Forwarder};
 use super::front::Found as FrontFound;
 use super::metrics::RouteMetrics;
+use super::outgoing;
 use super::rescue::Rescue;
 use super::routes::{Live, Route};
 use crate::clock;
@@ -58,7 +59,7 @@ impl Proxy {
             (Some(route), None, Ok(())) => self.answer(session, &mut context, &live, route).await,
             (_, missed, _) => Forwarded::Rescue(missed.unwrap_or(Rescue::NoRoute)),
         };
-        let ended = self.conclude(session, &mut context, counted, forwarded).await;
+        let ended = self.conclude(session, &mut context, counted, route.as_deref(), forwarded).await;
         let cut = matches!(ended, Ended::Cut);
         self.account(session.request(), &context, cut, counted, &live, route.as_deref());
         ended
@@ -118,6 +119,7 @@ impl Proxy {
         session: &mut S,
         context: &mut Context,
         counted: &RouteMetrics,
+        route: Option<&Route>,
         forwarded: Forwarded,
     ) -> Ended {
         match forwarded {
@@ -131,6 +133,12 @@ impl Proxy {
                 }
                 let mut answer = rescue.answer(context.id_bytes(), &clock::http_date());
                 answer.lines.extend_from_slice(context.downstream.alt_svc);
+                // Whoever sent no key, and is told that nobody knows, can ask again with the one it was sent with.
+                if route.is_some_and(|route| route.config.idempotency_key)
+                    && outgoing::needs_key(session.request())
+                {
+                    outgoing::told_key(context, &mut answer.lines);
+                }
                 let body = BodySize::Length(answer.body.len() as u64);
                 session.send_head(AnswerHead { status: answer.status, lines: &answer.lines, body });
                 let sent = async {

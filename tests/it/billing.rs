@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use crate::bed::billing::{Billing, order, value};
-use crate::bed::{Ask, Client, Node, Origin, Protocol, SELF_SIGNED, Wire, https, ok, route, until, upstream};
+use crate::bed::{
+    Ask, Client, Node, Origin, Process, Protocol, SELF_SIGNED, Wire, https, ok, route, until, upstream,
+};
 
 const KEYED: &str = "retry = \"any\"\nidempotency_key = \"add\"";
 
@@ -62,6 +64,73 @@ async fn every_procedure_through_the_front_over_every_protocol() {
         let document = clients[at].get("/billing/v1/openapi.json").await;
         assert!(value(&document)["paths"].is_object(), "{document:?}");
     }
+}
+
+/// The routes as they are shipped: whatever is below `/billing` is billing's, also what it does not know, and is never stored.
+#[tokio::test]
+async fn what_billing_does_not_know_is_not_asked_of_the_legacy_service() {
+    let shipped = include_str!("../../config/proxy.toml");
+    let routes = &shipped[shipped.find("[[route]]").expect("there are routes")..];
+    let directory = tempfile::tempdir().unwrap();
+    let billing = Billing::start(directory.path(), "").await;
+    let legacy = Origin::answering(|_, _| ok("legacy")).await;
+    let upstream =
+        |name: &str, address| format!("[[upstream]]\nname = \"{name}\"\nendpoints = [\"{address}\"]\n");
+    let upstreams = upstream("bingo", legacy.address) + &upstream("billing", billing.address);
+    let front = Node::start(&(https(SELF_SIGNED) + &upstreams + routes)).await;
+    let mut client = Client::connect(&front, Protocol::H2).await;
+    for path in [
+        "/billing",
+        "/billing/",
+        "/billing/x",
+        "/billing/v1",
+        "/billing/v1/x",
+        "/billing/metrics",
+        "/billing?x=1",
+    ] {
+        for _ in 0..2 {
+            let unknown = client.get(path).await;
+            assert!(unknown.is(404), "{path}: {unknown:?}");
+            assert_eq!(unknown.get("content-type"), Some("application/problem+json"), "{path}");
+            assert_eq!(value(&unknown)["type"], "urn:problem-type:forefront:billing:no-such-path", "{path}");
+            assert_eq!(
+                (unknown.get("cache-control"), unknown.get("age")),
+                (Some("no-store"), None),
+                "{path}"
+            );
+        }
+    }
+    assert!(client.get("/billing/v1/cluster").await.is(200));
+    // Its cached route may have been filled meanwhile.
+    assert!(legacy.seen().iter().all(|asked| !asked.target().starts_with("/billing")));
+    assert_eq!(client.get("/billingx").await.text(), "legacy");
+}
+
+#[tokio::test]
+async fn the_status_of_a_node_is_shown_by_its_configuration() {
+    let directory = tempfile::tempdir().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "a-token-for-clients\n").unwrap();
+    let mut billing = Billing::start(directory.path(), &format!("token_file = {token:?}")).await;
+    let file = directory.path().join("billing.toml");
+    let status = async || {
+        let mut command = Process::start(["status".as_ref(), "--config".as_ref(), file.as_os_str()]);
+        (command.ended().await.code(), command.stdout().join("\n"), command.log())
+    };
+    let (code, table, _) = status().await;
+    assert_eq!(code, Some(0), "{table}");
+    for piece in
+        ["forefront  yellow", "LOW_REDUNDANCY", "available_rw  forefront", &billing.address.to_string()]
+    {
+        assert!(table.contains(piece), "{piece}: {table}");
+    }
+    std::fs::write(&token, "another-token-of-nobody").unwrap();
+    let (code, _, told) = status().await;
+    assert!(code == Some(1) && told.contains("401"), "{told}");
+    billing.process.signal(libc::SIGTERM);
+    billing.process.ended().await;
+    let (code, _, told) = status().await;
+    assert!(code == Some(1) && told.contains("is the process running"), "{told}");
 }
 
 /// One node does what it is told and dies before it answers. The front asks the other, under the same key.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-use crate::bed::{End, Node, Origin, Wire, ok, request, route, until, upstream};
+use crate::bed::{
+    Ask, Client, End, Node, Origin, Protocol, SELF_SIGNED, Wire, https, ok, request, route, until, upstream,
+};
 
 const PATIENT: &str = "passive = { failures = 0, server_errors = 0 }";
 
@@ -170,6 +172,31 @@ async fn an_idempotency_key_is_added_where_the_route_says_so() {
     }
     let keys: Vec<String> = origin.seen().iter().map(|r| r.head.all("idempotency-key").join("|")).collect();
     assert!(keys[0].len() >= 16 && keys[1] == "own", "{keys:?}");
+}
+
+/// Whoever is told that nobody knows can ask again under the key that the request had.
+#[tokio::test]
+async fn the_key_that_was_added_stands_in_the_nodes_own_errors() {
+    let dying = breaks_off().await;
+    let keyed = route("keyed", "/keyed/*", "idempotency_key = \"add\"");
+    let node = Node::start(
+        &(https(SELF_SIGNED) + &upstream(&[dying.address], PATIENT) + &keyed + &route("plain", "/*", "")),
+    )
+    .await;
+    for protocol in Protocol::ALL {
+        let mut client = Client::connect(&node, protocol).await;
+        let lost = client.ask(&Ask::new("POST", "/keyed/x").body("{}")).await;
+        assert!(lost.is(502), "{protocol:?}: {lost:?}");
+        let key = lost.get("idempotency-key").expect("the key it was sent with");
+        assert_eq!(dying.last().head.get("idempotency-key"), Some(key), "{protocol:?}");
+        for ask in [
+            Ask::new("POST", "/keyed/x").body("{}").field("Idempotency-Key", "own"),
+            Ask::new("POST", "/plain").body("{}"),
+        ] {
+            let lost = client.ask(&ask).await;
+            assert!(lost.is(502) && lost.get("idempotency-key").is_none(), "{protocol:?}: {lost:?}");
+        }
+    }
 }
 
 #[tokio::test]

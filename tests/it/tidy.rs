@@ -154,6 +154,8 @@ const IMPURE: [&str; 15] = [
 const NAMELESS: [&str; 7] = ["util", "utils", "common", "helper", "helpers", "misc", "shared"];
 
 const LINES_MAX: usize = 800;
+/// Ten times the largest there is, Cargo.lock; what is larger is made, or fetched.
+const BYTES_MAX: u64 = 1_000_000;
 
 // -------------------------------------------------------------------------------------------------------- the rules
 
@@ -343,6 +345,10 @@ fn unowned(path: &str, text: &str) -> Vec<String> {
     problems
 }
 
+fn too_large(path: &str, bytes: u64) -> Option<String> {
+    (bytes > BYTES_MAX).then(|| format!("{path}: has {bytes} bytes, and {BYTES_MAX} are enough"))
+}
+
 fn untidy_space(path: &str, text: &str) -> Vec<String> {
     let bad = text.lines().enumerate().filter(|(_, line)| line.contains('\t') || line.ends_with(' '));
     bad.map(|(number, _)| format!("{path}:{}: a tab, or space at the end of the line", number + 1)).collect()
@@ -437,8 +443,8 @@ fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The text files of the tree as `(path, text)`, without what is built or fetched.
-fn files(under: &str, ends: &str) -> Vec<(String, String)> {
+/// The files of the tree, without what is built or fetched, as paths from the root.
+fn paths(under: &str) -> Vec<String> {
     fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             let name = entry.file_name();
@@ -455,13 +461,13 @@ fn files(under: &str, ends: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     walk(&root().join(under), &mut found);
     found.sort();
-    let texts = found.into_iter().filter_map(|path| {
-        let relative = path.strip_prefix(root()).ok()?.to_str()?.to_owned();
-        // What is no text has nothing to keep tidy.
-        relative.ends_with(ends).then_some(())?;
-        Some((relative, std::fs::read_to_string(&path).ok()?))
-    });
-    texts.collect()
+    found.iter().filter_map(|path| Some(path.strip_prefix(root()).ok()?.to_str()?.to_owned())).collect()
+}
+
+/// Of these the text files whose names end so, as `(path, text)`: what is no text has nothing to keep tidy.
+fn files(under: &str, ends: &str) -> Vec<(String, String)> {
+    let named = paths(under).into_iter().filter(|path| path.ends_with(ends));
+    named.filter_map(|path| Some((path.clone(), std::fs::read_to_string(root().join(path)).ok()?))).collect()
 }
 
 fn check(files: &[(String, String)], rule: impl Fn(&str, &str) -> Vec<String>) {
@@ -551,6 +557,16 @@ fn files_can_be_read_in_one_sitting() {
 }
 
 #[test]
+fn files_are_small() {
+    let sizes = paths("").into_iter().map(|path| {
+        let size = std::fs::metadata(root().join(&path)).map_or(0, |file| file.len());
+        (path, size)
+    });
+    let problems: Vec<String> = sizes.filter_map(|(path, size)| too_large(&path, size)).collect();
+    assert!(problems.is_empty(), "{}", problems.join("\n"));
+}
+
+#[test]
 fn what_decides_is_pure() {
     let sources = files("src", ".rs");
     for pure in PURE {
@@ -590,6 +606,12 @@ fn decisions_tell_context_choice_and_cost() {
 }
 
 // ------------------------------------------------------------------------------------------- that the rules can fail
+
+#[test]
+fn sizes_can_fail() {
+    assert!(too_large("a.bin", BYTES_MAX + 1).is_some());
+    assert!(too_large("a.bin", BYTES_MAX).is_none());
+}
 
 fn fails(problems: Vec<String>) {
     assert!(!problems.is_empty(), "the rule let it pass");

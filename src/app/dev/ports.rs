@@ -156,14 +156,6 @@ fn bind(address: SocketAddr, kind: Type) -> std::io::Result<Socket> {
     Ok(socket)
 }
 
-/// How to reach a listener from this host.
-pub fn reach(address: SocketAddr) -> SocketAddr {
-    match address.ip() {
-        ip if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
-        _ => address,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderMap, HeaderName};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::error::{Kind, Problem};
 
@@ -46,6 +46,15 @@ impl Token {
     /// As a field's value; only for where it belongs.
     pub(super) fn reveal(&self) -> &str {
         &self.0
+    }
+
+    /// What a client puts into `Authorization`.
+    pub fn bearer(&self) -> HeaderValue {
+        // Visible ASCII is a field's value.
+        let mut value =
+            HeaderValue::from_str(&format!("Bearer {}", self.0)).unwrap_or(HeaderValue::from_static(""));
+        value.set_sensitive(true);
+        value
     }
 
     /// The time taken tells the length of the token at most, not how much of the guess was right.

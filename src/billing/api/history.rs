@@ -3,13 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::error::Problem;
-use super::whole::of_text;
+use super::page::{PAGE_DEFAULT, PAGE_MAX, limit_of};
 use crate::billing::domain::{EventKind, Row};
 use crate::billing::journal::{Cursor, Entry, Line, LineKind};
 use crate::billing::shard::History;
-
-const PAGE_DEFAULT: usize = 100;
-const PAGE_MAX: usize = 1000;
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,7 +15,7 @@ pub struct Page {
     pub limit: usize,
 }
 
-/// Newest first; `next` is what to give as `before` for what is older, or null. `behind`: something may be missing that will
+/// Newest first; `next` is the id of the last line if there are older ones, or null: what to give as `before` for those. `behind`: something may be missing that will
 /// be there in a moment.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct HistoryBody {
@@ -63,16 +60,12 @@ impl Page {
             let twice = match name {
                 "before" => {
                     let cursor = value.parse::<Cursor>();
-                    let refused = |_| Problem::malformed("before must be what a page gave as next");
+                    let refused = |_| {
+                        Problem::malformed("before must be the id of a line, or what a page gave as next")
+                    };
                     before.replace(cursor.map_err(refused)?).is_some()
                 }
-                "limit" => {
-                    let number = of_text::<u64>(value).and_then(|limit| usize::try_from(limit).ok());
-                    let number = number.filter(|limit| (1..=PAGE_MAX).contains(limit));
-                    let refused =
-                        || Problem::malformed(format!("limit must be a number from 1 to {PAGE_MAX}"));
-                    limit.replace(number.ok_or_else(refused)?).is_some()
-                }
+                "limit" => limit.replace(limit_of(value, PAGE_MAX)?).is_some(),
                 _ => return Err(Problem::malformed("a history takes before and limit, nothing else")),
             };
             if twice {
@@ -101,8 +94,8 @@ impl From<History> for HistoryBody {
 impl LineBody {
     /// None for moves between shards, which no history tells.
     fn of(entry: &Entry) -> Option<LineBody> {
-        let Entry { shard, line } = entry;
-        let Line { seq, position, kind, at, amount, charged, after, key } = line;
+        let Entry { shard: _, line } = entry;
+        let Line { seq: _, position: _, kind, at, amount, charged, after, key } = line;
         let Row { id: _, velocity, version, since: _, stage: _ } = after;
         let kind = match kind {
             LineKind::Event(EventKind::Created) => KindBody::Created,
@@ -116,7 +109,7 @@ impl LineBody {
             LineKind::Adopted | LineKind::Released => return None,
         };
         Some(LineBody {
-            id: format!("{shard}-{seq}-{position}"),
+            id: Cursor::from(entry).to_string(),
             kind,
             at: at.get(),
             amount: amount.get(),
@@ -137,8 +130,8 @@ mod tests {
     #[test]
     fn a_page_is_read_as_it_is_asked_for() {
         let read = |query: &str| Page::read(query).map_err(|problem| problem.detail);
-        let page = read("limit=7&before=1-2f-3").unwrap();
-        assert_eq!((page.limit, page.before.unwrap().to_string()), (7, "1-2f-3".to_owned()));
+        let page = read("limit=7&before=1-20-3").unwrap();
+        assert_eq!((page.limit, page.before.unwrap().to_string()), (7, "1-20-3".to_owned()));
         assert_eq!(read(&page.query()), Ok(page), "and by another node");
         assert_eq!(read(""), Ok(Page { before: None, limit: PAGE_DEFAULT }));
         for (query, piece) in [
@@ -147,8 +140,9 @@ mod tests {
             ("limit=", "1 to 1000"),
             ("limit=1&limit=2", "limit is given twice"),
             ("before=1-2-3&before=1-2-3", "before is given twice"),
-            ("before=", "what a page gave"),
-            ("before=12", "what a page gave"),
+            ("before=", "the id of a line"),
+            ("before=12", "what a page gave as next"),
+            ("before=1-2f-3", "the id of a line"),
             ("after=1", "nothing else"),
         ] {
             assert!(read(query).unwrap_err().contains(piece), "{query}");

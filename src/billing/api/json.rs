@@ -9,7 +9,7 @@ use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{Kind, Problem, ProblemBody};
-use super::whole::{given_whole, whole};
+use super::whole::{whole, whole_as};
 use crate::billing::domain::{Account, AccountState, Key, Micros, Money, Operation, Velocity};
 
 /// As many operations as one batch may have: what one request can make others wait for.
@@ -161,23 +161,23 @@ impl ResultBody {
 pub struct CreateBody {
     #[serde(deserialize_with = "whole")]
     pub id: u64,
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "whole_balance")]
     balance: i64,
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "whole_velocity")]
     velocity: i64,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AmountBody {
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "whole_amount")]
     amount: i64,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VelocityBody {
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "whole_velocity")]
     velocity: i64,
 }
 
@@ -196,11 +196,11 @@ pub struct ItemBody {
     id: u64,
     #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     key: Option<String>,
-    #[serde(default, deserialize_with = "given_whole", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given_balance", skip_serializing_if = "Option::is_none")]
     balance: Option<i64>,
-    #[serde(default, deserialize_with = "given_whole", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given_velocity", skip_serializing_if = "Option::is_none")]
     velocity: Option<i64>,
-    #[serde(default, deserialize_with = "given_whole", skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "given_amount", skip_serializing_if = "Option::is_none")]
     amount: Option<i64>,
 }
 
@@ -335,25 +335,55 @@ pub fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     }
 }
 
+const AMOUNT: &str = "amount must be a whole number of micro-units from 1 to 9223372036854775807";
+const BALANCE: &str = "balance must be a whole number of micro-units from 0 to 9223372036854775807";
+const VELOCITY: &str =
+    "velocity must be a whole number of micro-units per second from 0 to 9223372036854775807";
+
 fn create(balance: i64, speed: i64) -> Result<Operation, Problem> {
-    if balance < 0 {
-        return Err(Problem::malformed(format!("balance is {balance}, and must be 0 or more")));
-    }
-    Ok(Operation::Create { balance: Money::new(balance), velocity: velocity(speed)? })
+    let balance = Money::new(within(balance, 0, BALANCE)?);
+    Ok(Operation::Create { balance, velocity: velocity(speed)? })
 }
 
 fn amount(amount: i64) -> Result<Money, Problem> {
-    if amount < 1 {
-        return Err(Problem::malformed(format!("amount is {amount}, and must be 1 or more")));
-    }
-    Ok(Money::new(amount))
+    within(amount, 1, AMOUNT).map(Money::new)
 }
 
 fn velocity(velocity: i64) -> Result<Velocity, Problem> {
-    if velocity < 0 {
-        return Err(Problem::malformed(format!("velocity is {velocity}, and must be 0 or more")));
+    within(velocity, 0, VELOCITY).map(Velocity::new)
+}
+
+fn within(number: i64, least: i64, rule: &str) -> Result<i64, Problem> {
+    if number < least {
+        return Err(Problem::malformed(format!("{rule}, not `{number}`")));
     }
-    Ok(Velocity::new(velocity))
+    Ok(number)
+}
+
+// For `deserialize_with`. That a number is too small is told later, with the operation of a batch that has it.
+
+fn whole_amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    whole_as(deserializer, AMOUNT)
+}
+
+fn whole_balance<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    whole_as(deserializer, BALANCE)
+}
+
+fn whole_velocity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    whole_as(deserializer, VELOCITY)
+}
+
+fn given_amount<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    whole_amount(deserializer).map(Some)
+}
+
+fn given_balance<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    whole_balance(deserializer).map(Some)
+}
+
+fn given_velocity<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
+    whole_velocity(deserializer).map(Some)
 }
 
 /// What is written must be there: null is not the same as nothing.
@@ -439,17 +469,26 @@ mod tests {
             (&item(r#"{"operation":"delete","id":1}"#), "unknown variant `delete`"),
             (&item(r#"{"operation":"add_money","id":1}"#), "operations[1]: add_money and withdraw take"),
             (&item(r#"{"operation":"add_money","id":1,"amount":1,"velocity":1}"#), "take id and amount"),
-            (&item(r#"{"operation":"add_money","id":1,"amount":0}"#), "amount is 0"),
-            (&item(r#"{"operation":"add_money","id":1,"amount":null}"#), "`null` is no whole number"),
-            (&item(r#"{"operation":"add_money","id":1,"amount":1.5}"#), "`1.5` is no whole number"),
             (
-                &item(r#"{"operation":"add_money","id":1,"amount":9223372036854775808}"#),
-                "to 9223372036854775807",
+                &item(r#"{"operation":"add_money","id":1,"amount":0}"#),
+                "operations[1]: amount must be a whole number of micro-units from 1 to 9223372036854775807, not `0`",
+            ),
+            (&item(r#"{"operation":"add_money","id":1,"amount":null}"#), "9223372036854775807, not `null`"),
+            (&item(r#"{"operation":"add_money","id":1,"amount":1.5}"#), "9223372036854775807, not `1.5`"),
+            (
+                &item(r#"{"operation":"withdraw","id":1,"amount":9223372036854775808}"#),
+                "amount must be a whole number of micro-units from 1 to 9223372036854775807, not `9223372036854775808`",
             ),
             (&item(r#"{"operation":"add_money","id":1,"amount":1,"key":"a b"}"#), "visible ASCII"),
             (&item(r#"{"operation":"withdraw","id":-1,"amount":1}"#), "`-1` is no whole number from 0"),
-            (&item(r#"{"operation":"create","id":1,"balance":-1,"velocity":1}"#), "balance is -1"),
-            (&item(r#"{"operation":"create","id":1,"balance":1,"velocity":-1}"#), "velocity is -1"),
+            (
+                &item(r#"{"operation":"create","id":1,"balance":-1,"velocity":1}"#),
+                "micro-units from 0 to 9223372036854775807, not `-1`",
+            ),
+            (
+                &item(r#"{"operation":"create","id":1,"balance":1,"velocity":-1}"#),
+                "micro-units per second from 0 to",
+            ),
         ] {
             let why = read(body).unwrap_err();
             assert!(why.contains(piece), "{body}: {why}");

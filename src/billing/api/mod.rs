@@ -11,9 +11,11 @@ mod gate;
 mod history;
 mod json;
 mod metrics;
+mod page;
 mod peers;
 mod routes;
 mod server;
+mod strangers;
 #[cfg(test)]
 pub(super) mod tests;
 mod whole;
@@ -31,6 +33,7 @@ pub use error::{Kind, Problem};
 pub use gate::{Caller, Gate, Token, TokenError};
 pub use json::{Order, What, key};
 pub use peers::Peers;
+pub use strangers::Strangers;
 
 use super::shard::IMAGE_BYTES_MAX;
 use crate::drain::Drain;

@@ -22,6 +22,7 @@ use super::gate::{PEER, Token};
 use super::history::{HistoryBody, Page};
 use super::json::{ItemBody, Order, PageBody, ResultsBody};
 use super::routes::operators::{BucketsBody, HandOverBody};
+use super::strangers::Strangers;
 use crate::billing::domain::{Account, Refusal};
 use crate::billing::shard::{Failure, Neighbours};
 
@@ -43,6 +44,7 @@ pub struct Peers {
     client: Client<HttpConnector, Full<Bytes>>,
     /// As the field has it. None: this node forwards nothing.
     token: Option<HeaderValue>,
+    strangers: Strangers,
     /// Nodes that did not answer when they were asked last.
     silent: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -76,7 +78,12 @@ impl Peers {
             token.set_sensitive(true);
             token
         });
-        Peers { client, token: sensitive, silent: Arc::default() }
+        Peers { client, token: sensitive, strangers: Strangers::none(), silent: Arc::default() }
+    }
+
+    /// Asks none of these as long as they are strangers.
+    pub fn wary_of(self, strangers: Strangers) -> Peers {
+        Peers { strangers, ..self }
     }
 
     /// As many results as orders, in their order.
@@ -188,6 +195,11 @@ impl Peers {
             );
             return Asked::Unsent;
         };
+        if !self.strangers.is_known(advertise).await {
+            let why = "it stands in a lease that has not moved yet; is this journal a copy?";
+            self.failed(advertise, &why);
+            return Asked::Unsent;
+        }
         let uri = Uri::builder().scheme("http").authority(advertise).path_and_query(path).build();
         let request = uri.and_then(|uri| {
             let request = Request::builder().method(method).uri(uri);

@@ -25,6 +25,7 @@ use super::json::{
     AccountBody, AccountsBody, AmountBody, BATCH_KEY_BYTES_MAX, CreateBody, Order, PageBody, ResultBody,
     ResultsBody, VelocityBody, What, batch as read_batch, key as read_key, new_key, object,
 };
+use super::page::{PAGE_DEFAULT, PAGE_MAX, limit_of};
 use super::whole::of_text;
 use super::{Api, Inner, NODE_PAGE_MAX, OPENAPI, Shards};
 use crate::billing::domain::{Account, Key, Operation};
@@ -33,8 +34,6 @@ use crate::telemetry;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-const PAGE_DEFAULT: usize = 100;
-const PAGE_MAX: usize = 1000;
 /// Another node's batch is a client's, and each operation has its key written out.
 const KEYS_BYTES: usize = 128 << 10;
 
@@ -229,12 +228,7 @@ impl Listing {
                         Problem::malformed("after must be the id of an account, a whole number below 2^64")
                     })?)
                     .is_some(),
-                "limit" => {
-                    let number = of_text::<u64>(value).and_then(|limit| usize::try_from(limit).ok());
-                    let refused = || Problem::malformed(format!("limit must be a number from 1 to {most}"));
-                    let number = number.filter(|limit| (1..=most).contains(limit)).ok_or_else(refused)?;
-                    limit.replace(number).is_some()
-                }
+                "limit" => limit.replace(limit_of(value, most)?).is_some(),
                 "shards" if caller == Caller::Node => {
                     let refused = || Problem::malformed("shards are numbers with commas between them");
                     let all: Option<Vec<u32>> = value.split(',').map(|shard| shard.parse().ok()).collect();

@@ -54,9 +54,20 @@ pub fn whole<'de, D: Deserializer<'de>, N: Integer>(deserializer: D) -> Result<N
     let text = <&RawValue>::deserialize(deserializer)?.get();
     read(text).and_then(N::from_whole).ok_or_else(|| {
         let (least, most) = N::BOUNDS;
-        let shown: String = text.chars().take(SHOWN_CHARS_MAX).collect();
-        D::Error::custom(format_args!("`{shown}` is no whole number from {least} to {most}"))
+        D::Error::custom(format_args!("`{}` is no whole number from {least} to {most}", shown(text)))
     })
+}
+
+fn shown(text: &str) -> String {
+    text.chars().take(SHOWN_CHARS_MAX).collect()
+}
+
+/// The same, where `rule` says more of what it must be than that it is whole.
+pub fn whole_as<'de, D: Deserializer<'de>, N: Integer>(deserializer: D, rule: &str) -> Result<N, D::Error> {
+    let text = <&RawValue>::deserialize(deserializer)?.get();
+    read(text)
+        .and_then(N::from_whole)
+        .ok_or_else(|| D::Error::custom(format_args!("{rule}, not `{}`", shown(text))))
 }
 
 /// What is written must be there: null is not the same as nothing.

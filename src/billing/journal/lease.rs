@@ -61,12 +61,15 @@ impl BucketMap {
         if of.len() != BUCKETS {
             return Err(Error::Config(format!("a bucket map has {BUCKETS} buckets, not {}", of.len())));
         }
-        match of.iter().enumerate().find(|(_, shard)| **shard >= shards) {
-            Some((bucket, shard)) => Err(Error::Config(format!(
-                "bucket {bucket} belongs to shard {shard}, and there are {shards} shards"
-            ))),
-            None => Ok(()),
+        let last = of.iter().copied().max().unwrap_or(0);
+        if last >= shards {
+            return Err(Error::Config(format!(
+                "the journal has buckets in shard {last}, and with `[shards] count = {shards}` there is none: \
+                 shards can be added and not taken away, so set it to {} or more",
+                u64::from(last) + 1
+            )));
         }
+        Ok(())
     }
 }
 
@@ -88,7 +91,9 @@ mod tests {
 
     #[test]
     fn a_map_of_unknown_shards_is_refused() {
-        assert!(BucketMap::spread(3).check(2).is_err());
+        let lowered = BucketMap::spread(3).check(2).unwrap_err().to_string();
+        assert!(lowered.contains("in shard 2") && lowered.contains("`[shards] count = 2`"), "{lowered}");
+        assert!(lowered.contains("set it to 3 or more"), "{lowered}");
         assert!(BucketMap { version: 1, shards: vec![0; 999] }.check(2).is_err());
     }
 }

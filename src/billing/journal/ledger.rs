@@ -121,7 +121,7 @@ pub struct Entry {
 }
 
 /// The place of a line in the history of its account; what comes after it in a listing is older. It stays right whatever is
-/// written or forgotten. Its text is nobody else's business.
+/// written or forgotten. Its text is the id of the line, which people see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cursor {
     pub(super) shard: u32,
@@ -147,7 +147,7 @@ impl From<&Entry> for Cursor {
 
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:x}-{:x}-{:x}", self.shard, self.seq, self.position)
+        write!(f, "{}-{}-{}", self.shard, self.seq, self.position)
     }
 }
 
@@ -161,8 +161,8 @@ impl FromStr for Cursor {
 
     fn from_str(text: &str) -> Result<Cursor, NoCursor> {
         let mut parts = text.split('-').map(|part| {
-            let digits = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_hexdigit());
-            digits.then(|| u64::from_str_radix(part, 16).ok()).flatten().ok_or(NoCursor)
+            let digits = part.bytes().all(|byte| byte.is_ascii_digit());
+            digits.then(|| part.parse::<u64>().ok()).flatten().ok_or(NoCursor)
         });
         let mut next = || parts.next().unwrap_or(Err(NoCursor));
         let (shard, seq, position) = (next()?, next()?, next()?);
@@ -303,7 +303,7 @@ mod tests {
             assert_eq!(cursor.to_string().parse::<Cursor>().ok(), Some(cursor));
         }
         for bad in
-            ["", "1", "1-2", "1-2-3-4", "1-2-", "-1-2", "1--2", "+1-2-3", "g-1-2", "1-2-100000000", " 1-2-3"]
+            ["", "1", "1-2", "1-2-3-4", "1-2-", "-1-2", "1--2", "+1-2-3", "a-1-2", "1-2-4294967296", " 1-2-3"]
         {
             assert!(bad.parse::<Cursor>().is_err(), "{bad:?}");
         }

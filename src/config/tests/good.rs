@@ -377,6 +377,7 @@ fn the_shipped_routes() {
             "session_create",
             "session_delete",
             "billing",
+            "billing_root",
             "rest"
         ]
     );

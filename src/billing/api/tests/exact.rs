@@ -37,7 +37,7 @@ fn good(operation: &str) -> (&'static str, Option<Value>) {
         "list" => ("/billing/v1/accounts?limit=3", None),
         "create" => ("/billing/v1/accounts", Some(json!({ "id": 99, "balance": 5, "velocity": 1 }))),
         "get" => ("/billing/v1/accounts/4", None),
-        "history" => ("/billing/v1/accounts/4/history?limit=3&before=0-ffff-0", None),
+        "history" => ("/billing/v1/accounts/4/history?limit=3&before=0-65535-0", None),
         "add_money" => ("/billing/v1/accounts/4/add_money", Some(json!({ "amount": 7 }))),
         "withdraw" => ("/billing/v1/accounts/4/withdraw", Some(json!({ "amount": 7 }))),
         "update_spending_velocity" => {

@@ -555,7 +555,11 @@ async fn a_history_is_paged_and_asked_of_the_owner() {
             let path = format!("/billing/v1/accounts/{id}/history");
             let first = asked.get(&format!("{path}?limit=2")).await.json();
             let next = first["next"].as_str().expect("there is more").to_owned();
+            assert_eq!(next, first["lines"][1]["id"], "the id of the last line");
             let second = asked.get(&format!("{path}?limit=2&before={next}")).await.json();
+            let newest = first["lines"][0]["id"].as_str().unwrap();
+            let rest = asked.get(&format!("{path}?before={newest}")).await.json();
+            assert_eq!(rest["lines"].as_array().map(Vec::len), Some(3), "what is older than a line");
             assert_eq!((&second["next"], &second["behind"]), (&Value::Null, &json!(false)));
             let lines: Vec<Value> = [first, second]
                 .iter()

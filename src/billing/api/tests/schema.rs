@@ -89,14 +89,12 @@ fn check_fields(document: &Value, schema: &Value, value: &Value) -> Result<(), S
 fn matches_pattern(pattern: &str, text: &str) -> bool {
     match pattern {
         "^[!-~]+$" => !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()),
-        "^[0-9a-f]{1,8}-[0-9a-f]{1,16}-[0-9a-f]{1,8}$" => {
+        "^[0-9]{1,9}-[0-9]{1,19}-[0-9]{1,9}$" => {
             let parts: Vec<&str> = text.split('-').collect();
-            let hexadecimal = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-            let lengths = parts.iter().zip([8, 16, 8]);
+            let decimal = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+            let lengths = parts.iter().zip([9, 19, 9]);
             parts.len() == 3
-                && lengths
-                    .into_iter()
-                    .all(|(part, most)| (1..=most).contains(&part.len()) && hexadecimal(part))
+                && lengths.into_iter().all(|(part, most)| (1..=most).contains(&part.len()) && decimal(part))
         }
         other => panic!("the pattern {other} is not known here"),
     }

@@ -26,7 +26,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use tokio_postgres::Row;
 
-use super::{BucketMap, Error, ReplicaSetStatus, Timeouts};
+use super::{BucketMap, Cause, Error, ReplicaSetStatus, Timeouts};
 use address::Address;
 pub(super) use password::without_password;
 use replica_set::ReplicaSet;
@@ -94,8 +94,9 @@ impl Postgres {
         let inner = Arc::new(Inner { sets, shards, turns: Mutex::default(), looked: Default::default() });
         let journal = Postgres { inner };
         for (index, set) in journal.inner.sets.iter().enumerate() {
-            schema::prepare(set, Place { index, count: connections.len() }, shards).await?;
-            status::warn_of_weak_durability(set).await?;
+            let place = Place { index, count: connections.len() };
+            schema::prepare(set, place, shards).await.map_err(|error| unusable(index, set, error))?;
+            status::warn_of_weak_durability(set).await.map_err(|error| unusable(index, set, error))?;
         }
         journal.bucket_map().await?.check(shards)?;
         Ok(journal)
@@ -138,6 +139,28 @@ impl Postgres {
             tracing::debug!(%error, "old bucket maps are deleted later");
         }
         Ok(true)
+    }
+}
+
+/// What whoever starts a node has to know beside the driver's words.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "replica set {index} of `[journal] connections` ({hosts}) cannot be used; PostgreSQL must run at one of these, take writes, \
+     and know the user and the database"
+)]
+struct Unusable {
+    index: usize,
+    hosts: String,
+    source: Cause,
+}
+
+fn unusable(index: usize, set: &ReplicaSet, error: Error) -> Error {
+    match error {
+        Error::Unavailable { step, source } => {
+            let hosts: Vec<&str> = set.hosts.all().iter().map(|host| host.uri.as_str()).collect();
+            Error::Unavailable { step, source: Box::new(Unusable { index, hosts: hosts.join(", "), source }) }
+        }
+        other => other,
     }
 }
 

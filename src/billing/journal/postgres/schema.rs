@@ -199,10 +199,11 @@ fn is_undefined_table(cause: &(dyn std::error::Error + 'static)) -> bool {
     error.and_then(tokio_postgres::Error::code) == Some(&SqlState::UNDEFINED_TABLE)
 }
 
-/// Whether the database does not have what was asked for, or not for this user: the classes 0A, feature not supported, and 42,
-/// syntax error or access rule violation. Whatever else fails may work the next time.
+/// Whether what failed fails always: the database does not have it, or not for this user. The rest may work the next time: lost connections
+/// (class 08), states of the transaction (25, 40), want of resources (53), locks (55), an operator (57), the system (58).
 fn is_unknown_to_it(code: &SqlState) -> bool {
-    matches!(code.code().get(..2), Some("0A" | "42")) && !is_race(code)
+    let class = code.code().get(..2).unwrap_or_default();
+    !["08", "25", "40", "53", "55", "57", "58"].contains(&class) && !is_race(code)
 }
 
 /// `if not exists` looks first and creates then: two at once meet in the catalogue's own unique keys.

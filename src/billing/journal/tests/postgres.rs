@@ -255,6 +255,19 @@ async fn what_reports_read_is_made_once_it_can_be() {
     open(connection, None, QUICK).await.unwrap();
 }
 
+/// With the cause's causes, as whoever starts a node reads it.
+#[tokio::test]
+async fn a_server_that_is_not_there_is_named_without_the_password() {
+    let connection = "host=127.0.0.1,localhost port=1 user=pays dbname=money password=hush-hush".to_owned();
+    let error = open(connection, None, QUICK).await.expect_err("nobody listens there");
+    let told = crate::telemetry::causes(&error);
+    for piece in ["replica set 0", "pays@127.0.0.1:1/money, postgresql://pays@localhost:1/money", "must run"]
+    {
+        assert!(told.contains(piece), "{told}");
+    }
+    assert!(!told.contains("hush") && !format!("{error:?}").contains("hush"), "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_fit_the_settings_is_refused() {
     let (database, _, other) = opened(QUICK).await;
@@ -269,7 +282,7 @@ async fn what_does_not_fit_the_settings_is_refused() {
         outcome => panic!("{outcome:?}"),
     };
     assert!(refused(config(vec![connection.clone(), connection.clone()], 2)).await.contains("0 of 1"));
-    assert!(refused(config(vec![connection.clone()], 1)).await.contains("bucket 1"));
+    assert!(refused(config(vec![connection.clone()], 1)).await.contains("set it to 2 or more"));
     assert!(refused(config(vec![], 1)).await.contains("connections"));
     assert!(refused(config(vec![connection.clone()], 1001)).await.contains("1000"));
     // More shards than before are welcome.
