@@ -1,5 +1,7 @@
 //! The accounts whose ids fall into one of 1000 buckets, with the keys of their commands: what moves between shards as one.
 
+use std::sync::Arc;
+
 use super::account::{Record, Row};
 use super::chunks::Chunks;
 use super::command::Operation;
@@ -24,11 +26,13 @@ pub(super) fn spread(seed: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Records lie densely, in the order in which they came.
+/// Records lie densely, in the order in which they came. A clone shares them, chunk by chunk, and the index, which only new accounts
+/// change.
 #[derive(Clone, Debug, Default)]
 pub struct Bucket {
-    records: Chunks<Record, 64>,
-    index: Index,
+    /// A chunk is 1 KB, with its counters: what is shared is copied little by little, and an allocator has that size.
+    records: Chunks<Record, 25>,
+    index: Arc<Index>,
     pub keys: Keys,
 }
 
@@ -65,7 +69,10 @@ impl Bucket {
 
     /// The index and the entries of accounts, and those of keys.
     pub fn bytes(&self) -> (usize, usize) {
-        (size_of::<Bucket>() + self.records.bytes() + self.index.bytes(), self.keys.bytes())
+        (
+            size_of::<Bucket>() + size_of::<Index>() + self.records.bytes() + self.index.bytes(),
+            self.keys.bytes(),
+        )
     }
 
     /// The account as its record is right after it, or the refusal.
@@ -112,7 +119,7 @@ impl Bucket {
         let position = u32::try_from(self.records.len()).ok().filter(|at| *at < Index::POSITION_MAX);
         let position = position.ok_or(Refusal::Overflow)?;
         self.records.push_back(record);
-        self.index.insert(tag(record.id()), position);
+        Arc::make_mut(&mut self.index).insert(tag(record.id()), position);
         Ok(())
     }
 

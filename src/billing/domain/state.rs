@@ -14,9 +14,9 @@ use super::outcome::{Applied, Events, Refusal, Reply};
 /// The state machine of a shard. What it is depends on the commands and their times alone, so replaying a journal gives
 /// the same bytes ([`State::encode`]), whoever replays it.
 ///
-/// A clone costs a thousand counters: the buckets are shared until one side changes one, which then copies it (at 1M
-/// accounts 50 KB and its keys, some 10 µs). So a snapshot or a long listing is made of a clone, elsewhere, and stalls
-/// no command.
+/// A clone costs a thousand counters: the buckets are shared until one side changes an account, which then copies the 25 that
+/// lie with it (1 KB), and keeps what is new in its bucket beside what was. So a snapshot or a long listing is made of a clone,
+/// elsewhere, and stalls no command.
 #[derive(Clone, Debug)]
 pub struct State {
     /// By number; `None` is another shard's.
