@@ -17,6 +17,7 @@
 
 mod astray;
 mod backend;
+mod batching;
 mod commit;
 mod forgetting;
 mod life;

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::astray::{self, Astray};
 use super::backend::Backend;
+use super::batching::BatchLimit;
 use super::commit::{Stopped, commit};
 use super::forgetting::Forgetting;
 use super::metrics::Metrics;
@@ -113,6 +114,7 @@ pub struct Owner<B> {
     arrived: Vec<FollowUp>,
     errands: Vec<Errand>,
     steps: Vec<Step>,
+    batch_limit: BatchLimit,
 }
 
 /// A batch before it is durable.
@@ -152,6 +154,7 @@ impl<B: Backend> Owner<B> {
         let (transfer, tenure) = (Arc::clone(&office.transfer), Arc::clone(&office.tenure));
         let mut looks = interval_at(Instant::now() + astray::EVERY, astray::EVERY);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let batch_limit = BatchLimit::new(office.config.batch_commands);
         Owner {
             looks,
             departures: Departures::new(transfer, tenure, state.outgoing()),
@@ -175,6 +178,7 @@ impl<B: Backend> Owner<B> {
             arrived: Vec::new(),
             errands: Vec::new(),
             steps: Vec::new(),
+            batch_limit,
         }
     }
 
@@ -218,7 +222,7 @@ impl<B: Backend> Owner<B> {
             }
         };
         let Inlets { requests, follow_ups, errands, hand_over } = &mut self.inlets;
-        let limit = self.office.config.batch_commands.max(1);
+        let limit = self.batch_limit.commands();
         tokio::select! {
             biased;
             () = tenure.ended() => return Err(Leaving::TenureOver),
@@ -495,7 +499,9 @@ impl<B: Backend> Owner<B> {
         self.last = Some((batch.epoch, batch.checksum()));
         seat.set_seq(self.seq);
         feed.offer(batch.seq, turn.at, std::mem::take(&mut turn.lines));
-        metrics.commit.observe((clock::now() - began).as_secs_f64());
+        let took = clock::now() - began;
+        self.batch_limit.committed(took);
+        metrics.commit.observe(took.as_secs_f64());
         metrics.batch_commands.observe(commands.commands.len() as f64);
         if !tenure.holds() {
             // It is durable, but another owner may have answered differently since.

@@ -23,10 +23,11 @@ pub struct Config {
     pub poll: Duration,
     /// How often the bucket map is read. Default 5 s; a command that finds no account's bucket reads it at once.
     pub map_refresh: Duration,
-    /// Commands that wait while a batch is made durable, for each shard. Default 8192: two batches, some ten milliseconds
-    /// of work; whoever comes after that is better off elsewhere or later.
+    /// Commands that wait while a batch is made durable, for each shard. Default 8192: two batches of the largest, some ten
+    /// milliseconds of work; whoever comes after that is better off elsewhere or later.
     pub queue: usize,
-    /// Commands of callers in a batch. Default 4096: at 64 bytes of key each it stays below 0.5 MiB, and below 5 ms of work.
+    /// Commands of callers in a batch, at most. Default 4096: at 64 bytes of key each it stays below 0.5 MiB. How many there are
+    /// depends on how long commits take.
     pub batch_commands: usize,
     /// Commands that wait while the journal does not answer are told to come again after this. Default 1 s: far beyond
     /// any commit, so that only an outage is meant.
