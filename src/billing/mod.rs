@@ -4,6 +4,7 @@
 //! here: the proxy, which reaches this over HTTP only; TOML; signals.
 
 pub mod api;
+mod background;
 pub mod domain;
 pub mod iproto;
 pub mod journal;

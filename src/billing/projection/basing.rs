@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::replay::Replay;
 use super::{Config, Ledger};
+use crate::billing::background;
 use crate::billing::domain::Row;
 use crate::billing::journal::{Base, Error, GROUPS, group_of};
 use crate::clock;
@@ -131,7 +132,7 @@ impl Basing {
 async fn accounts<L: Ledger>(ledger: &L, shard: u32, projected: u64) -> Result<Accounts, Error> {
     let replay = Replay::before(ledger, shard, projected).await?;
     let seq = replay.seq;
-    let sorted = tokio::task::spawn_blocking(move || {
+    let sorted = background::run(move || {
         let mut rows: Vec<Row> = replay.rows().collect();
         drop(replay);
         rows.sort_by_key(|row| group_of(row.id));

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::Config;
 use super::backend::Backend;
+use crate::billing::background;
 use crate::billing::domain::State;
 use crate::billing::journal::{Error, Snapshot};
 use crate::billing::projection::Feed;
@@ -105,7 +106,7 @@ async fn store<B: Backend>(
     state: State,
     through: u64,
 ) -> Result<u64, Error> {
-    let encoded = tokio::task::spawn_blocking(move || state.encode()).await;
+    let encoded = background::run(move || state.encode()).await;
     let encoded = encoded
         .map_err(|source| Error::Unavailable { step: "encoding a snapshot", source: source.into() })?;
     let bytes = encoded.len() as u64;
