@@ -2,7 +2,7 @@
 //!
 //! Nothing depends on the disk but [`Ledger::secure`], which truncation asks before batches go. What a crash takes is
 //! derived again: the ledger comes back as it was some writes ago, at whatever batch it says, because the lines up to there
-//! were in that write, or in those before it. A snapshot alone is more than one write; what is left of one that was torn is
+//! were in that write, or in those before it. What is long is more than one write; what is left of one that was torn is
 //! taken out before the next.
 
 use std::ops::{Bound, RangeInclusive};
@@ -11,24 +11,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use bytes::{Buf, BufMut};
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode};
+use fjall::{Database, Keyspace, KvSeparationOptions, PersistMode};
 
 use super::pages::{self, PAGE_LINES, Page};
-use super::store::opening;
+use super::store::{in_small_files, opening};
 use crate::billing::domain::{Micros, Row};
 use crate::billing::journal::pages::Grouped;
 use crate::billing::journal::{
     Cursor, Error, GROUPS, Line, LineKind, Offers, Stretch, Sweep, Swept, framing, group_of,
 };
 
-/// Memory for pages that are in no table yet, and for those read. Histories are mostly of what is new. What is made a table is
-/// flushed to the disk at once, and a batch of the journal waits for that.
+/// Memory for pages that are in no file yet, and for those read. Histories are mostly of what is new.
 const MEMTABLE_BYTES: u64 = 4 << 20;
 const CACHE_BYTES: u64 = 8 << 20;
 const LOG_BYTES: u64 = 128 << 20;
 
 /// Pages that one call looks through for an account, at most: some milliseconds, for which the thread's other work waits.
 const LOOKED_MAX: usize = 1024;
+
+/// Bytes of pages put in by one write.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Pages taken out in one write.
 const REMOVED_MAX: usize = 1024;
@@ -38,7 +40,7 @@ pub(super) struct Ledger {
     /// shard, group, seq, position, number -> a page that ends at this place. Large ones are kept apart from their keys, so
     /// that none is copied again whenever tables are merged.
     pages: Keyspace,
-    /// shard -> version, the last batch that is in, the time before which lines may be forgotten.
+    /// shard -> version, the last batch that is in, the time before which lines may be forgotten, whether the next write is torn.
     progress: Keyspace,
     shards: Vec<Progress>,
     /// As with the journal: after an error nobody knows what the log holds.
@@ -53,6 +55,16 @@ struct Progress {
     epoch: u64,
     seq: u64,
     forgotten: Micros,
+    /// There may be pages beyond `seq`, of a stretch that was not written to its end.
+    torn: bool,
+}
+
+/// Pages of a stretch that are not written yet.
+struct Piece {
+    write: fjall::OwnedWriteBatch,
+    bytes: usize,
+    /// Of each group's next page, so that what ends at the same place, as carried lines do, is told apart.
+    numbers: Vec<u32>,
 }
 
 const WRITING: &str = "writing the ledger";
@@ -83,9 +95,9 @@ impl Ledger {
             .open()
             .map_err(|error| opening(error, path))?;
         let keyspace = |name: &str, apart: Option<KvSeparationOptions>| {
-            let options = KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
-            let options = || options.with_kv_separation(apart);
-            database.keyspace(name, options).map_err(|error| opening(error, path))
+            database
+                .keyspace(name, || in_small_files(MEMTABLE_BYTES, apart))
+                .map_err(|error| opening(error, path))
         };
         let pages = keyspace("page", Some(KvSeparationOptions::default()))?;
         let progress = keyspace("progress", None)?;
@@ -105,7 +117,8 @@ impl Ledger {
         let short = |error: bytes::TryGetError| corrupt(error.to_string());
         let mut rest = framing::unframed(&stored).map_err(corrupt)?;
         let seq = rest.try_get_u64().map_err(short)?;
-        Ok(Progress { epoch: 0, seq, forgotten: Micros::new(rest.try_get_u64().map_err(short)?) })
+        let forgotten = Micros::new(rest.try_get_u64().map_err(short)?);
+        Ok(Progress { epoch: 0, seq, forgotten, torn: rest.try_get_u8().map_err(short)? != 0 })
     }
 
     fn progress(&mut self, shard: u32) -> Result<&mut Progress, Error> {
@@ -127,17 +140,10 @@ impl Ledger {
         Ok(own.seq)
     }
 
-    /// In one write.
     pub(super) fn project(&mut self, stretch: &Stretch, lines: Arc<Offers>) -> Result<(), Error> {
-        if self.is_done(stretch)? {
-            return Ok(());
-        }
-        let mut write = self.database.batch();
-        self.insert(&mut write, stretch, &mut numbers(), lines);
-        self.finish(write, stretch)
+        self.carry(stretch, std::iter::once(lines))
     }
 
-    /// What an earlier attempt may have left is taken out first, for that may have been of another snapshot.
     pub(super) fn carry(
         &mut self,
         stretch: &Stretch,
@@ -146,17 +152,19 @@ impl Ledger {
         if self.is_done(stretch)? {
             return Ok(());
         }
-        for group in 0..GROUPS {
-            self.remove_after(stretch.shard, group, stretch.after)?;
+        if self.progress(stretch.shard)?.torn {
+            for group in 0..GROUPS {
+                self.remove_after(stretch.shard, group, stretch.after)?;
+            }
         }
-        let (mut numbers, mut write) = (numbers(), self.database.batch());
+        let mut piece =
+            Piece { write: self.database.batch(), bytes: 0, numbers: vec![0; usize::from(GROUPS)] };
         for lines in chunks {
-            self.insert(&mut write, stretch, &mut numbers, lines);
-            let full = std::mem::replace(&mut write, self.database.batch());
-            commit(&mut self.broken, &self.closing, full)?;
-            self.flush()?;
+            self.insert(&mut piece, stretch, lines)?;
         }
-        self.finish(write, stretch)
+        let Stretch { shard, through: seq, .. } = *stretch;
+        let moved = Progress { seq, torn: false, ..*self.progress(shard)? };
+        self.write(shard, moved, piece.write)
     }
 
     fn remove_after(&mut self, shard: u32, group: u16, after: u64) -> Result<(), Error> {
@@ -184,41 +192,49 @@ impl Ledger {
         }
     }
 
-    /// `numbers` counts each group's pages, so that what ends at the same place, as carried lines do, is told apart.
-    fn insert(
-        &self,
-        write: &mut fjall::OwnedWriteBatch,
-        stretch: &Stretch,
-        numbers: &mut [u32],
-        lines: Arc<Offers>,
-    ) {
+    /// What is not written of it stays in the piece.
+    fn insert(&mut self, piece: &mut Piece, stretch: &Stretch, lines: Arc<Offers>) -> Result<(), Error> {
         let Stretch { shard, at, .. } = *stretch;
         let grouped = Grouped::new(lines);
-        for (group, number) in (0..GROUPS).zip(numbers) {
+        for group in 0..GROUPS {
             let lines: Vec<&Line> = grouped.lines_of(group).collect();
             for page in lines.chunks(PAGE_LINES) {
                 let Some(Line { seq, position, .. }) = page.last() else { continue };
                 let value = pages::encode(shard, group, at, page);
-                write.insert(&self.pages, key(shard, group, *seq, *position, *number), value);
+                let number = &mut piece.numbers[usize::from(group)];
+                piece.bytes += value.len();
+                piece.write.insert(&self.pages, key(shard, group, *seq, *position, *number), value);
                 *number += 1;
             }
+            if piece.bytes >= PIECE_BYTES {
+                let torn = Progress { torn: true, ..*self.progress(shard)? };
+                piece.bytes = 0;
+                self.write(shard, torn, std::mem::replace(&mut piece.write, self.database.batch()))?;
+            }
         }
+        Ok(())
     }
 
-    fn finish(&mut self, mut write: fjall::OwnedWriteBatch, stretch: &Stretch) -> Result<(), Error> {
-        let Stretch { shard, through, .. } = *stretch;
-        let moved = Progress { seq: through, ..*self.progress(shard)? };
-        self.move_to(shard, moved, &mut write);
+    /// Onto the disk, and not for its own sake: what the system has not written yet when somebody must be sure of it goes there at
+    /// once, and a batch of the journal waits for all of that.
+    fn write(
+        &mut self,
+        shard: u32,
+        progress: Progress,
+        mut write: fjall::OwnedWriteBatch,
+    ) -> Result<(), Error> {
+        self.move_to(shard, progress, &mut write);
         commit(&mut self.broken, &self.closing, write)?;
-        *self.progress(shard)? = moved;
+        *self.progress(shard)? = progress;
         self.flush()
     }
 
     fn move_to(&self, shard: u32, progress: Progress, write: &mut fjall::OwnedWriteBatch) {
-        let Progress { epoch: _, seq, forgotten } = progress;
+        let Progress { epoch: _, seq, forgotten, torn } = progress;
         let mut stored = vec![framing::VERSION];
         stored.put_u64(seq);
         stored.put_u64(forgotten.get());
+        stored.put_u8(torn.into());
         write.insert(&self.progress, shard.to_be_bytes(), stored);
     }
 
@@ -229,8 +245,6 @@ impl Ledger {
         Ok(seq)
     }
 
-    /// After each write, and not for its own sake: what the system has not written yet when somebody must be sure of it goes to
-    /// the disk at once, and a batch of the journal waits for all of that.
     fn flush(&mut self) -> Result<(), Error> {
         let persisted = self.database.persist(PersistMode::SyncData);
         self.broken |= persisted.is_err();
@@ -347,11 +361,6 @@ impl Ledger {
     }
 }
 
-/// Of each group's next page, in one stretch.
-fn numbers() -> Vec<u32> {
-    vec![0; usize::from(GROUPS)]
-}
-
 /// Whether the process dies now or later, the log has either all of it or nothing.
 fn commit(broken: &mut bool, closing: &AtomicBool, write: fjall::OwnedWriteBatch) -> Result<(), Error> {
     if *broken {
@@ -452,7 +461,7 @@ mod tests {
         let stretch = Stretch { shard: 0, epoch: 1, after: 0, through: 5, at: Micros::ZERO };
         let chunks = (0..5).map(|chunk| {
             closing.store(chunk == 4, Relaxed);
-            carried(5, (chunk * 2_000..(chunk + 1) * 2_000).map(|id| row(id, 1)))
+            carried(5, (chunk * 8_000..(chunk + 1) * 8_000).map(|id| row(id, 1)))
         });
         let torn = ledger.carry(&stretch, chunks);
         assert!(matches!(torn, Err(Error::Unavailable { .. })), "{torn:?}");
