@@ -1,6 +1,7 @@
 """From the instant at which an account has no money left to the arrival of its order, by the machine's one clock."""
 
 import math
+import os
 import pathlib
 import time
 
@@ -15,6 +16,9 @@ VELOCITY = 1_000_000
 LEAD = 4.0
 # For orders after the last instant.
 PATIENCE = 5.0
+# The disk is at rest when fewer bytes are written in half a second; how long that is waited for.
+AT_REST_BYTES = 1 << 20
+RESTS_WITHIN = 60.0
 EXPIRATIOND_TUPLES = 1024
 
 
@@ -42,13 +46,37 @@ class Receiver:
         return self.arrivals
 
 
+def rest(disk: str) -> None:
+    """Until nothing is left to be written of what was done before, by this system and by those that run beside it."""
+    os.sync()
+    deadline, last = time.monotonic() + RESTS_WITHIN, written(disk)
+    while time.monotonic() < deadline:
+        time.sleep(0.5)
+        now = written(disk)
+        if now - last < AT_REST_BYTES:
+            return
+        last = now
+
+
+def written(disk: str) -> int:
+    """Bytes since the machine's start."""
+    fields = pathlib.Path("/proc/diskstats").read_text().splitlines()
+    return sum(int(line.split()[9]) * 512 for line in fields if " ".join(line.split()[:2]) == disk)
+
+
+def disk_of(directory: pathlib.Path) -> str:
+    device = os.stat(directory).st_dev
+    return f"{os.major(device)} {os.minor(device)}"
+
+
 class Cells:
-    def __init__(self, receiver: Receiver, probes: int, spread: float):
-        self.receiver, self.probes, self.spread = receiver, probes, spread
+    def __init__(self, receiver: Receiver, probes: int, spread: float, scratch: pathlib.Path):
+        self.receiver, self.probes, self.spread, self.disk = receiver, probes, spread, disk_of(scratch)
         self.next = FIRST
 
     def measure(self, server: servers.Server, rate: float | None, spread: float, patience: float) -> dict:
         """`rate`: operations a second on the other accounts meanwhile; None: idle."""
+        rest(self.disk)
         first, step = self.next, round(spread * 1e6 / self.probes)
         self.next += self.probes
         began = time.time()

@@ -74,7 +74,7 @@ class Bench:
     def measure_depletion(self) -> dict:
         peer = self.tarantool("tarantool", "fsync", "none")
         own = [self.forefront("forefront embedded", postgres=False), self.forefront("forefront postgres", postgres=True)]
-        cells = depletion.Cells(self.receiver, self.args.probes, self.args.spread)
+        cells = depletion.Cells(self.receiver, self.args.probes, self.args.spread, self.scratch)
         measured = []
         for accounts in sorted(self.args.accounts):
             for system in [peer, *own]:
