@@ -118,7 +118,7 @@ impl Ledger {
         let mut rest = framing::unframed(&stored).map_err(corrupt)?;
         let seq = rest.try_get_u64().map_err(short)?;
         let forgotten = Micros::new(rest.try_get_u64().map_err(short)?);
-        Ok(Progress { epoch: 0, seq, forgotten, torn: rest.try_get_u8().map_err(short)? != 0 })
+        Ok(Progress { epoch: 0, seq, forgotten, torn: rest.try_get_u8().is_ok_and(|torn| torn != 0) })
     }
 
     fn progress(&mut self, shard: u32) -> Result<&mut Progress, Error> {
