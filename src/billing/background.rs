@@ -2,26 +2,30 @@
 
 use std::io;
 
-use tokio::sync::{Semaphore, oneshot};
+use parking_lot::Mutex;
 
-/// One at a time in a process, however many shards it has: each takes as much memory as the shard.
-static PLACES: Semaphore = Semaphore::const_new(1);
+/// One at a time in a process, however many shards it has. The thread holds it and not who waits, who may be called away.
+static PLACE: Mutex<()> = Mutex::new(());
 
 /// With 19 it would hardly go on beside owners that are busy all the time, and what it reads is kept in memory meanwhile.
 const NICENESS: i32 = 10;
 
 /// Does it on a thread of its own, which gives way to all others of the process. An error means that it was not done to its end.
 pub async fn run<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
-    let _place = PLACES.acquire().await.map_err(io::Error::other)?;
-    let (done, result) = oneshot::channel();
-    std::thread::Builder::new().name("background".to_owned()).spawn(move || {
+    let nice = move || {
         // Linux takes no process for the calling thread (setpriority(2), C library/kernel differences). Without it, it is just
         // one of them.
         let own = rustix::process::getpriority_process(None).unwrap_or_default();
         let _ = rustix::process::setpriority_process(None, NICENESS.max(own));
-        let _ = done.send(work());
-    })?;
-    result.await.map_err(|_| io::Error::other("the work panicked"))
+        let _place = PLACE.lock();
+        work()
+    };
+    // A thread cannot become less nice again, so none of the runtime's does it; one waits, for the runtime to know of the work.
+    let waiting = tokio::task::spawn_blocking(move || {
+        let thread = std::thread::Builder::new().name("background".to_owned()).spawn(nice)?;
+        thread.join().map_err(|_| io::Error::other("the work panicked"))
+    });
+    waiting.await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

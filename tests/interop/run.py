@@ -44,10 +44,11 @@ ASKED = {
     "session_create": ("POST", "/api/session", SESSION),
     "session_delete": ("DELETE", "/api/session/{id}", None),
     "billing": ("GET", "/billing/v1/accounts", None),
+    "billing_root": ("GET", "/billing", None),
     "rest": ("GET", "/nowhere", None),
 }
-# What the legacy service itself answers where it is no 200.
-STATUS = {"rest": 404}
+# What the service behind the route answers where it is no 200.
+STATUS = {"rest": 404, "billing_root": 404}
 def routes(table: Table, http: str, https: str, session: str) -> None:
     """R9: every shipped route over both schemes; no redirect, no Strict-Transport-Security."""
     with open(ROOT / "config/proxy.toml", "rb") as file:

@@ -104,7 +104,7 @@ impl Line {
 
     /// Whether the account went by it, to come by the other.
     pub(super) fn went_to(&self, adopted: &Line) -> bool {
-        self.kind == LineKind::Released && self.key == adopted.key
+        self.kind == LineKind::Released && self.key.is_some() && self.key == adopted.key
     }
 
     /// Whether it, and so all before it, are older than the last change before a move.

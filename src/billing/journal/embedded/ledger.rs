@@ -40,7 +40,7 @@ pub(super) struct Ledger {
     /// shard, group, seq, position, number -> a page that ends at this place. Large ones are kept apart from their keys, so
     /// that none is copied again whenever tables are merged.
     pages: Keyspace,
-    /// shard -> version, the last batch that is in, the time before which lines may be forgotten, whether the next write is torn.
+    /// shard -> version, the last batch that is in, the time before which lines may be forgotten.
     progress: Keyspace,
     shards: Vec<Progress>,
     /// As with the journal: after an error nobody knows what the log holds.
@@ -55,7 +55,7 @@ struct Progress {
     epoch: u64,
     seq: u64,
     forgotten: Micros,
-    /// There may be pages beyond `seq`, of a stretch that was not written to its end.
+    /// There may be pages beyond `seq`, of a stretch that was not written to its end. Nobody knows when the ledger is opened.
     torn: bool,
 }
 
@@ -111,14 +111,14 @@ impl Ledger {
 
     fn stored_progress(&self, shard: u32) -> Result<Progress, Error> {
         let Some(stored) = self.progress.get(shard.to_be_bytes()).map_err(reading(shard))? else {
-            return Ok(Progress::default());
+            return Ok(Progress { torn: true, ..Progress::default() });
         };
         let corrupt = |what: String| Error::Corrupt { shard, seq: 0, what };
         let short = |error: bytes::TryGetError| corrupt(error.to_string());
         let mut rest = framing::unframed(&stored).map_err(corrupt)?;
         let seq = rest.try_get_u64().map_err(short)?;
         let forgotten = Micros::new(rest.try_get_u64().map_err(short)?);
-        Ok(Progress { epoch: 0, seq, forgotten, torn: rest.try_get_u8().is_ok_and(|torn| torn != 0) })
+        Ok(Progress { epoch: 0, seq, forgotten, torn: true })
     }
 
     fn progress(&mut self, shard: u32) -> Result<&mut Progress, Error> {
@@ -230,11 +230,10 @@ impl Ledger {
     }
 
     fn move_to(&self, shard: u32, progress: Progress, write: &mut fjall::OwnedWriteBatch) {
-        let Progress { epoch: _, seq, forgotten, torn } = progress;
+        let Progress { epoch: _, seq, forgotten, torn: _ } = progress;
         let mut stored = vec![framing::VERSION];
         stored.put_u64(seq);
         stored.put_u64(forgotten.get());
-        stored.put_u8(torn.into());
         write.insert(&self.progress, shard.to_be_bytes(), stored);
     }
 
